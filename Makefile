@@ -1,0 +1,48 @@
+# `make serve` runs the server, `make test` every check and test; both set up what they need in .venv first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install --no-deps --require-hashes
+
+export MACHINE_LEARNING_CACHE_FOLDER ?= model_cache
+
+.PHONY: serve test lint format lock clean
+
+serve: $(VENV)/.runtime
+	$(BIN)/immich-ml-compat serve
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The command line's entry point is installed in place: the code that runs is this checkout's.
+$(VENV)/.runtime: requirements/runtime.lock requirements/build.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -r requirements/build.lock -r requirements/runtime.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
+	$(INSTALL) -r requirements/dev.lock
+	touch $@
+
+COMPILE = uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 $(UPGRADE)
+
+lock:
+	$(COMPILE) requirements/build.in -o requirements/build.lock
+	$(COMPILE) pyproject.toml --excludes requirements/runtime-excludes.txt -o requirements/runtime.lock
+	$(COMPILE) pyproject.toml --extra cuda --excludes requirements/runtime-excludes.txt --excludes requirements/cuda-excludes.txt -c requirements/runtime.lock -o requirements/cuda.lock
+	$(COMPILE) pyproject.toml --group dev --excludes requirements/dev-excludes.txt -c requirements/runtime.lock -o requirements/dev.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

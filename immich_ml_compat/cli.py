@@ -1,0 +1,63 @@
+"""The command line, `immich-ml-compat`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .catalog import EMBEDDED_OCR
+from .settings import ConfigurationError, load_settings
+
+_LOG_FORMAT = "%(asctime)s %(levelname)-8s %(message)s"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 1 failed, 2 used wrongly."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load_settings()
+        logging.basicConfig(
+            format=_LOG_FORMAT, level=_log_level(settings.log_level, options.command), stream=sys.stderr
+        )
+        # Each command loads what it needs: `--help` should not wait for an inference engine.
+        if options.command == "serve":
+            from .serving import serve
+
+            serve(settings)
+            return 0
+        from .predicting import predict
+
+        return predict(settings, options)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _log_level(level: int, command: str) -> int:
+    """What a server tells as it goes along would only stand in the way of a command's output."""
+    return logging.WARNING if level == logging.INFO and command != "serve" else level
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="immich-ml-compat", description="Immich's machine learning.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="serve Immich's requests; settings come from the environment (see the README)")
+    _add_predict(commands.add_parser("predict", help="run models on one photo or text and print the answer"))
+    return parser
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("image", nargs="?", type=Path, help="a photo")
+    subject.add_argument("--text", help="a search query instead (needs --clip)")
+    parser.add_argument("--ocr", nargs="?", const=EMBEDDED_OCR, metavar="MODEL", help=f"read text ({EMBEDDED_OCR})")
+    parser.add_argument("--faces", nargs="?", const="buffalo_l", metavar="MODEL", help="find faces (buffalo_l)")
+    parser.add_argument(
+        "--clip", nargs="?", const="ViT-B-32__openai", metavar="MODEL", help="embed for smart search (ViT-B-32__openai)"
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="how to print (table)")
+    parser.add_argument("--draw", type=Path, metavar="OUT", help="write the photo with its text and faces marked")
+    parser.add_argument("--font", type=Path, help="font file for --draw (one for Chinese is looked for)")

@@ -1,0 +1,100 @@
+"""The text tower of a CLIP model: OpenCLIP, SigLIP, nllb-CLIP and M-CLIP.
+
+The graph's inputs tell the families apart: one tensor of token ids, or ids with an attention mask (M-CLIP).
+"""
+
+import json
+import string
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from ..engine import Array, Engine, Session, TensorInfo
+from ..outputs import require_finite
+from ..store import ModelFiles
+from .languages import flores_code
+
+DEFAULT_CONTEXT_LENGTH = 77
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_MASK = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """How a query becomes the tower's input."""
+
+    tokenizer: Tokenizer
+    context_length: int
+    canonicalize: bool = False
+    """Strip punctuation and lower the case first, as SigLIP was trained (open_clip's `clean`)."""
+
+    language_prefix: bool = False
+    """Put the language's FLORES-200 code in front, as nllb-CLIP was trained."""
+
+    @classmethod
+    def read(cls, files: ModelFiles) -> "Tokenization":
+        """Read the tokenizer and its configuration. Raises OSError, KeyError or ValueError."""
+        config = json.loads(files.config.read_bytes())["text_cfg"]
+        context_length = int(config.get("context_length", DEFAULT_CONTEXT_LENGTH))
+        pad_token = json.loads(files.beside("tokenizer_config.json").read_bytes())["pad_token"]
+        if isinstance(pad_token, dict):  # the long form of transformers: {"content": "<pad>", …}
+            pad_token = pad_token["content"]
+        tokenizer = _read_tokenizer(files)
+        pad_id = tokenizer.token_to_id(pad_token)
+        if pad_id is None:
+            raise ValueError(f"{files.beside('tokenizer.json')} has no token {pad_token!r} to pad with")
+        tokenizer.enable_padding(length=context_length, pad_token=pad_token, pad_id=pad_id)
+        tokenizer.enable_truncation(max_length=context_length)
+        return cls(
+            tokenizer,
+            context_length,
+            canonicalize=(config.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize",
+            language_prefix=files.name.startswith("nllb"),
+        )
+
+    def __call__(self, text: str, language: str | None) -> tuple[list[int], list[int]]:
+        """Return token ids and attention mask, both padded or cut to `context_length`."""
+        text = " ".join(text.split())
+        if self.canonicalize:
+            text = text.translate(_NO_PUNCTUATION).lower()
+        if self.language_prefix and language is not None:
+            text = flores_code(language) + text
+        encoding = self.tokenizer.encode(text)
+        return encoding.ids, encoding.attention_mask
+
+
+class ClipTextual:
+    """A text tower, ready to use."""
+
+    def __init__(self, name: str, session: Session, tokenize: Tokenization) -> None:
+        self._name = name
+        self._session = session
+        self._tokenize = tokenize
+
+    @classmethod
+    def load(cls, files: ModelFiles, engine: Engine) -> "ClipTextual":
+        """Load the graph and its tokenizer. Raises EngineError, OSError, KeyError or ValueError."""
+        return cls(files.name, engine.load(files.graph), Tokenization.read(files))
+
+    def embed(self, text: str, language: str | None = None) -> NDArray[np.float32]:
+        """Embed a query: float32 [D], L2-normalised by the graph. Raises ModelOutputError."""
+        ids, mask = self._tokenize(text, language)
+        (embedding, *_) = self._session.run(
+            {tensor.name: _tensor(tensor, mask if tensor.name == _MASK else ids) for tensor in self._session.inputs}
+        )
+        return require_finite(embedding[0], self._name)
+
+
+def _tensor(info: TensorInfo, values: list[int]) -> Array:
+    return np.array([values], dtype=info.dtype)
+
+
+def _read_tokenizer(files: ModelFiles) -> Tokenizer:
+    path = files.beside("tokenizer.json")
+    try:
+        return Tokenizer.from_buffer(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,95 @@
+"""The image tower of a CLIP model: OpenCLIP, SigLIP, nllb-CLIP and M-CLIP share this one."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..engine import Engine, Session
+from ..outputs import require_finite
+from ..store import ModelFiles
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_LARGEST_SUPPORT = 3  # pixels a resampling filter sees to each side: Lanczos; bicubic 2
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photo becomes the tower's input: `preprocess_cfg.json`, as open_clip writes it."""
+
+    size: int
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+    resampling: Image.Resampling = Image.Resampling.BICUBIC
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> "Preprocessing":
+        """Read open_clip's fields. Raises KeyError or ValueError for what it cannot mean."""
+        size = config["size"]
+        return cls(
+            size=int(size[0] if isinstance(size, list) else size),
+            mean=tuple(config.get("mean", OPENAI_MEAN)),
+            std=tuple(config.get("std", OPENAI_STD)),
+            resampling=Image.Resampling[config.get("interpolation", "bicubic").upper()],
+        )
+
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """Scale the shorter side of an RGB image to `size`, crop the centre, normalise: float32 [1, 3, S, S]."""
+        square = resize_and_crop(image, self.size, self.resampling)
+        tensor = np.asarray(square, dtype=np.float32) / np.float32(255)
+        tensor -= np.array(self.mean, np.float32)
+        tensor /= np.array(self.std, np.float32)
+        return np.ascontiguousarray(tensor.transpose(2, 0, 1))[None]
+
+
+def resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
+    """Scale the shorter side to `size` and crop the centre, computing only what stays of it.
+
+    The pixels are those of a resize of the whole and a crop, in memory that does not depend on the picture's
+    shape: columns first, then rows, because Pillow clips between the two and would choose the order by cost.
+    """
+    left, top, right, bottom = centre_box(image.width, image.height, size)
+    margin = _LARGEST_SUPPORT * max(1.0, (bottom - top) / size) + 1
+    first, last = max(0, int(top - margin)), min(image.height, int(bottom + margin) + 1)
+    rows = image.crop((0, first, image.width, last))
+    columns = rows.resize((size, rows.height), resampling, box=(left, 0, min(right, image.width), rows.height))
+    return columns.resize((size, size), resampling, box=(0, top - first, size, min(bottom - first, rows.height)))
+
+
+def centre_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
+    """Return the part of a `width` × `height` picture that stays after the resize and the centre crop.
+
+    As left, top, right, bottom, with the stock server's roundings (down, both times).
+    """
+    if width < height:
+        scaled_width, scaled_height = size, int(height / width * size)
+    else:
+        scaled_width, scaled_height = int(width / height * size), size
+    left, top = int(scaled_width / 2 - size / 2), int(scaled_height / 2 - size / 2)
+    x_scale, y_scale = width / scaled_width, height / scaled_height
+    return left * x_scale, top * y_scale, (left + size) * x_scale, (top + size) * y_scale
+
+
+class ClipVisual:
+    """An image tower, ready to use."""
+
+    def __init__(self, name: str, session: Session, preprocess: Preprocessing) -> None:
+        self._name = name
+        self._session = session
+        self._preprocess = preprocess
+
+    @classmethod
+    def load(cls, files: ModelFiles, engine: Engine) -> "ClipVisual":
+        """Load the graph and its `preprocess_cfg.json`. Raises EngineError, OSError, KeyError or ValueError."""
+        config = json.loads(files.beside("preprocess_cfg.json").read_bytes())
+        return cls(files.name, engine.load(files.graph), Preprocessing.read(config))
+
+    def embed(self, image: Image.Image) -> NDArray[np.float32]:
+        """Embed an RGB image: float32 [D], L2-normalised by the graph. Raises ModelOutputError."""
+        (embedding, *_) = self._session.run({self._session.inputs[0].name: self._preprocess(image)})
+        return require_finite(embedding[0], self._name)

@@ -1,0 +1,54 @@
+"""What a task asks of an execution engine: load a graph, run it.
+
+Tasks see only these two protocols; the modules beside this file implement them, each over one library.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""A dense tensor of any dtype, as the graph takes or gives it."""
+
+
+class EngineError(Exception):
+    """A graph could not be loaded or run; the message names the file and the engine's own cause."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a graph: its name, numpy dtype and shape (None where an axis is free)."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+class Session(Protocol):
+    """A loaded graph. `run` may be called from several threads at once."""
+
+    @property
+    def inputs(self) -> Sequence[TensorInfo]:
+        """The graph's inputs, in its own order."""
+
+    @property
+    def outputs(self) -> Sequence[TensorInfo]:
+        """The graph's outputs, in its own order."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The graph's custom metadata, such as `character` of a PP-OCR recogniser."""
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Run the graph once and return its outputs in order. Raises EngineError."""
+
+
+class Engine(Protocol):
+    """Loads ONNX graphs on one device."""
+
+    def load(self, path: Path) -> Session:
+        """Load the graph at `path`, external data beside it included. Raises EngineError."""

@@ -1,0 +1,129 @@
+"""ONNX Runtime as an engine, on the CPU or an NVIDIA GPU."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from . import Array, EngineError, TensorInfo
+
+log = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+# Where the threads are left to the engine: two, as in the stock server, so that a small machine stays usable.
+_DEFAULT_INTRA_OP_THREADS = 2
+_DEFAULT_INTER_OP_THREADS = 1
+
+# ONNX Runtime's exceptions share no base class of their own.
+_ERRORS = (
+    ort_errors.DeviceReset,
+    ort_errors.EPFail,
+    ort_errors.EngineError,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.ModelLoadCanceled,
+    ort_errors.ModelRequiresCompilation,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotFound,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeEngine:
+    """Loads graphs into ONNX Runtime sessions. Thread counts of 0 mean the engine's own choice.
+
+    `auto` takes the GPU where this build of ONNX Runtime has CUDA and the CPU otherwise; `cuda` is an error
+    where it cannot be had.
+    """
+
+    device: Device = "auto"
+    intra_op_threads: int = 0
+    inter_op_threads: int = 0
+    arena: bool = True
+
+    @property
+    def execution_provider(self) -> str:
+        """The execution provider that sessions ask for. Raises EngineError where the device is not in this build."""
+        if self.device == "cpu" or (self.device == "auto" and _CUDA not in ort.get_available_providers()):
+            return _CPU
+        if _CUDA not in ort.get_available_providers():
+            raise EngineError(f"This build of ONNX Runtime ({ort.__version__}) has no CUDA: install onnxruntime-gpu")
+        return _CUDA
+
+    def load(self, path: Path) -> "OnnxRuntimeSession":
+        """Load the graph at `path`, external data beside it included. Raises EngineError."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.intra_op_threads or _DEFAULT_INTRA_OP_THREADS
+        options.inter_op_num_threads = self.inter_op_threads or _DEFAULT_INTER_OP_THREADS
+        if options.inter_op_num_threads > 1:
+            options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+        options.enable_cpu_mem_arena = self.arena
+        options.log_severity_level = 3  # its warnings are about the exporter's shape hints, not about us
+        provider = self.execution_provider
+        if provider == _CUDA:
+            ort.preload_dlls()  # finds the CUDA libraries that came as wheels
+        try:
+            session = ort.InferenceSession(path, options, providers=list(dict.fromkeys([provider, _CPU])))
+        except _ERRORS as error:
+            raise EngineError(f"{path}: {error}") from error
+        self._check_provider(provider, session.get_providers())
+        return OnnxRuntimeSession(path, session)
+
+    def _check_provider(self, wanted: str, given: Sequence[str]) -> None:
+        """ONNX Runtime falls back to the CPU with no more than a line on stderr."""
+        if wanted in given:
+            return
+        message = f"{wanted} could not be used (driver, CUDA or cuDNN missing?)"
+        if self.device != "auto":
+            raise EngineError(message)
+        log.warning("%s; running on the CPU", message)
+
+
+class OnnxRuntimeSession:
+    """One graph in ONNX Runtime."""
+
+    def __init__(self, path: Path, session: ort.InferenceSession) -> None:
+        self._path = path
+        self._session = session
+        self.inputs: Sequence[TensorInfo] = [_info(path, node) for node in session.get_inputs()]
+        self.outputs: Sequence[TensorInfo] = [_info(path, node) for node in session.get_outputs()]
+        self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Run the graph once and return its outputs in order. Raises EngineError."""
+        try:
+            outputs: list[Array] = self._session.run(None, dict(inputs))
+        except _ERRORS as error:
+            raise EngineError(f"{self._path}: {error}") from error
+        return outputs
+
+
+def _info(path: Path, node: Any) -> TensorInfo:
+    try:
+        dtype = _DTYPES[node.type]
+    except KeyError:
+        raise EngineError(f"{path}: {node.name} is a {node.type}, which no model of these tasks has") from None
+    return TensorInfo(node.name, dtype, tuple(axis if isinstance(axis, int) else None for axis in node.shape))

@@ -1,0 +1,38 @@
+"""Failures that become an HTTP answer: the status and the `detail` a client reads.
+
+A detail names the thing, the cause and, where there is one, the remedy.
+"""
+
+
+class RequestError(Exception):
+    """A request that cannot be answered with a result."""
+
+    status = 400
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class InvalidRequestError(RequestError):
+    """The request's entries are malformed or name something unknown."""
+
+    status = 422
+
+
+class InvalidInputError(RequestError):
+    """The image or text does not fit the request or cannot be read."""
+
+    status = 400
+
+
+class ModelUnavailableError(RequestError):
+    """A known model is not on disk or does not load."""
+
+    status = 500
+
+
+class ModelOutputError(RequestError):
+    """A model ran and gave an output that must not be sent."""
+
+    status = 500

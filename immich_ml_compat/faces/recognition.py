@@ -1,0 +1,80 @@
+"""ArcFace face recognition (Deng et al. 2019, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition").
+
+image + five landmarks → upright face of 112 × 112 → embedding [512]
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine import Engine, Session
+from ..outputs import require_finite
+from ..store import ModelFiles
+
+FACE_SIZE = 112
+DEFAULT_BATCH_SIZE = 16
+
+# Where ArcFace's training set has the landmarks of a face of 112 × 112, as x, y.
+REFERENCE_LANDMARKS = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
+    dtype=np.float64,
+)
+
+
+class FaceRecognizer:
+    """An ArcFace graph, ready to use."""
+
+    def __init__(self, name: str, session: Session, max_batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+        self._name = name
+        self._session = session
+        # Stock exports are fixed to one face; an axis of any other kind takes several.
+        self._batch_size = max_batch_size if session.inputs[0].shape[0] is None else 1
+
+    @classmethod
+    def load(cls, files: ModelFiles, engine: Engine, max_batch_size: int = DEFAULT_BATCH_SIZE) -> "FaceRecognizer":
+        """Load the graph. Raises EngineError, or ValueError for a graph that takes no face of 112 × 112."""
+        session = engine.load(files.graph)
+        if session.inputs[0].shape[2:] != (FACE_SIZE, FACE_SIZE):
+            raise ValueError(f"{files.graph} takes {session.inputs[0].shape}, an ArcFace [batch, 3, 112, 112]")
+        return cls(files.name, session, max_batch_size)
+
+    def embed(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embed the faces of RGB uint8 [H, W, 3] that have these landmarks [N, 5, 2]: float32 [N, D], not normalised.
+
+        Raises ModelOutputError.
+        """
+        batches = [
+            self._embed_batch([align(image, points) for points in landmarks[start : start + self._batch_size]])
+            for start in range(0, len(landmarks), self._batch_size)
+        ]
+        return np.concatenate(batches) if batches else np.empty((0, 0), np.float32)
+
+    def _embed_batch(self, faces: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        tensor = (np.stack(faces).astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
+        tensor = np.ascontiguousarray(tensor.transpose(0, 3, 1, 2))
+        (embeddings, *_) = self._session.run({self._session.inputs[0].name: tensor})
+        return require_finite(embeddings.reshape(len(faces), -1), self._name)
+
+
+def align(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Cut a face out of RGB uint8 [H, W, 3], its landmarks [5, 2] on the reference's: uint8 [112, 112, 3]."""
+    matrix = similarity_transform(landmarks.astype(np.float64), REFERENCE_LANDMARKS)
+    return cv2.warpAffine(image, matrix, (FACE_SIZE, FACE_SIZE)).astype(np.uint8, copy=False)
+
+
+def similarity_transform(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rotation, scale and shift that best take `source` to `target`, both [N, 2], as a [2, 3] matrix.
+
+    Least squares in closed form: Umeyama 1991, "Least-squares estimation of transformation parameters
+    between two point patterns", equations 40 to 42.
+    """
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    source_centred, target_centred = source - source_mean, target - target_mean
+    u, singular, vt = np.linalg.svd(target_centred.T @ source_centred / len(source))
+    # Never a mirror image: the last axis flips back where the best orthogonal matrix would be one.
+    signs = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt)) or 1.0])
+    rotation = u @ np.diag(signs) @ vt
+    variance = source_centred.var(axis=0).sum()
+    scale = (singular @ signs) / variance if variance else 1.0
+    matrix = scale * rotation
+    return np.column_stack([matrix, target_mean - matrix @ source_mean])

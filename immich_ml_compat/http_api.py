@@ -1,0 +1,111 @@
+"""The HTTP face: the endpoints Immich calls, and nothing about models."""
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
+
+from . import __version__
+from .messages import Answer, PredictRequest
+
+Answerer = Callable[[PredictRequest], Answer]
+"""Computes the answer to a request; may take long and is called from several threads."""
+
+_PREDICT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["entries"],
+                    "properties": {
+                        "entries": {
+                            "type": "string",
+                            "description": "JSON: {task: {type: {modelName, options?}}}",
+                            "examples": ['{"clip":{"visual":{"modelName":"ViT-B-32__openai"}}}'],
+                        },
+                        "image": {"type": "string", "format": "binary", "description": "An encoded photo"},
+                        "text": {"type": "string", "description": "A search query; an image wins over it"},
+                    },
+                }
+            }
+        },
+    }
+}
+_DETAIL = {"content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The image or the text cannot be used", **_DETAIL},
+    422: {"description": "The entries are missing, malformed or name something unknown", **_DETAIL},
+    500: {"description": "A model is not there, does not load or fails", **_DETAIL},
+}
+
+
+def create_app(answer: Answerer, threads: int) -> FastAPI:
+    """Build the application; at most `threads` answers are computed at a time, further requests wait."""
+    limiter = anyio.CapacityLimiter(threads)
+    app = FastAPI(title="Immich ML", version=__version__)
+
+    @app.get("/", summary="Say who is here")
+    async def root() -> dict[str, str]:
+        return {"message": "Immich ML"}
+
+    @app.get("/ping", summary="Say that the server is up", response_class=PlainTextResponse)
+    async def ping() -> str:
+        return "pong"
+
+    @app.post("/predict", summary="Run models on an image or a text", openapi_extra=_PREDICT_BODY, responses=_ERRORS)
+    async def predict(request: Request) -> Response:
+        predict_request = await read_request(request)
+        result = await anyio.to_thread.run_sync(answer, predict_request, limiter=limiter)
+        return Response(result.body, result.status, media_type="application/json")
+
+    return app
+
+
+class _InMemoryParser(MultiPartParser):
+    spool_max_size = 2**63 - 1  # an upload is held in memory, never in a temporary file
+
+
+async def read_request(request: Request) -> PredictRequest:
+    """Read the form of a `POST /predict`. Raises what FastAPI answers with 400 or 422."""
+    form = await _read_form(request)
+    entries, image, text = form.get("entries"), form.get("image"), form.get("text")
+    if not entries:
+        raise RequestValidationError([_error("missing", "entries", "Field required")])
+    for name, value in (("entries", entries), ("text", text)):
+        if isinstance(value, UploadFile):
+            raise RequestValidationError([_error("string_type", name, "Input should be a valid string")])
+    return PredictRequest(
+        entries=str(entries),
+        image=await _read_image(image),
+        text=text if isinstance(text, str) else None,
+    )
+
+
+async def _read_form(request: Request) -> FormData:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if content_type == "multipart/form-data":
+            return await _InMemoryParser(request.headers, request.stream()).parse()
+        if content_type == "application/x-www-form-urlencoded":
+            return await FormParser(request.headers, request.stream()).parse()
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from None
+    return FormData()
+
+
+async def _read_image(value: UploadFile | str | None) -> bytes | None:
+    if value is None:
+        return None
+    return value.encode() if isinstance(value, str) else await value.read()
+
+
+def _error(kind: str, field: str, message: str) -> dict[str, Any]:
+    return {"type": kind, "loc": ("body", field), "msg": message, "input": None}

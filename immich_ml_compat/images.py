@@ -1,0 +1,101 @@
+"""Encoded photos to pixels: any format Pillow reads, to 8-bit RGB of the size it was sent in."""
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from .errors import InvalidInputError
+
+MAX_PIXELS = 178_956_970
+"""Larger pictures are refused as decompression bombs: Pillow's own limit, 2 × 1 GiB / 4 / 3 pixels."""
+
+# Beyond half of it Pillow warns; the limit above is checked here, on every picture.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# EPS runs Ghostscript, a program of its own, on what a stranger sent.
+_REFUSED_FORMATS = {"EPS"}
+
+# What Pillow's decoders raise on files that are not what they say; they share no base class.
+_DECODING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+_SIXTEEN_BIT_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode a picture to mode RGB: the first frame, alpha over white, EXIF orientation left alone.
+
+    16-bit and floating-point samples are scaled to 8 bits, CMYK and Lab converted. Raises
+    InvalidInputError for what is empty, no picture, cut short, broken, of no size or over MAX_PIXELS.
+    """
+    if not data:
+        raise InvalidInputError("The image is empty")
+    try:
+        image = Image.open(BytesIO(data), formats=_formats())
+        _check_size(image)
+        image.load()
+        return _to_rgb(image)
+    except UnidentifiedImageError:
+        raise InvalidInputError("The image is in no format that can be read") from None
+    except Image.DecompressionBombError as error:
+        raise InvalidInputError(f"The image is too large: {error}") from None
+    except _DECODING_ERRORS as error:
+        raise InvalidInputError(f"The image cannot be decoded: {error}") from None
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in _REFUSED_FORMATS]
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width == 0 or image.height == 0:
+        raise InvalidInputError("Image has zero width or height")
+    if image.width * image.height > MAX_PIXELS:
+        raise InvalidInputError(
+            f"The image is too large: {image.width} x {image.height} pixels, the most is {MAX_PIXELS} in all"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT_MODES:
+        image = _from_sixteen_bits(image)
+    elif image.mode == "F":
+        image = _from_floats(image)
+    elif image.mode == "LAB":
+        to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+        return ImageCms.applyTransform(image, to_rgb) or image
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8-bit: 65535 becomes 255. (Pillow's own conversion clips at 255 instead.)"""
+    samples = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+    return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _from_floats(image: Image.Image) -> Image.Image:
+    """Floating-point grey to 8-bit: 0…1 where nothing is beyond 1, else 0…255."""
+    samples = np.nan_to_num(np.asarray(image), posinf=0.0, neginf=0.0)
+    if samples.max(initial=0.0) <= 1.0:
+        samples = samples * 255.0
+    return Image.fromarray(np.clip(np.rint(samples), 0, 255).astype(np.uint8))

@@ -1,0 +1,23 @@
+"""What crosses the line between the HTTP face and inference: a raw request in, an answer out.
+
+Nothing here imports numpy or a model, so the two sides can live in different processes.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """One `POST /predict` as it came: the `entries` JSON text, and an encoded image or a text."""
+
+    entries: str
+    image: bytes | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole HTTP answer: the status and a JSON body in UTF-8."""
+
+    status: int
+    body: bytes

@@ -1,0 +1,47 @@
+"""OCR: a photo to the lines of text in it, in reading order."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..models import Models
+from ..plan import Ocr
+from .detection import TextDetector
+from .orientation import read_page
+from .reading_order import reading_order
+from .recognition import DEFAULT_BATCH_SIZE, TextRecognizer
+
+
+def read_text(step: Ocr, image: Image.Image, models: Models, *, max_batch_size: int | None, orientation: bool) -> Any:
+    """Return the lines of an RGB image as the contract has them: corners as shares of its width and height."""
+    boxes = models.get(step.detector, TextDetector.load).detect(image, step.min_box_score, step.max_resolution)
+    if step.recognizer is None:
+        boxes = boxes[reading_order(boxes.quads)]
+        return {"boxes": boxes.quads, "scores": boxes.scores}
+    if not len(boxes.scores):
+        return {"box": [], "text": [], "boxScore": [], "textScore": []}
+    recognizer = models.get(
+        step.recognizer, partial(TextRecognizer.load, max_batch_size=max_batch_size or DEFAULT_BATCH_SIZE)
+    )
+    pixels = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])  # BGR, as PP-OCR was trained
+    if step.orientation is not None:
+        orientation = step.orientation
+    readings, half_turned = read_page(pixels, boxes.quads, recognizer, orientation=orientation)
+    kept = [i for i, reading in enumerate(readings) if reading.text.strip() and reading.score > step.min_text_score]
+    size = np.array(image.size, np.float32)
+    order = reading_order(turn(boxes.quads[kept], size) if half_turned else boxes.quads[kept])
+    lines = [kept[i] for i in order]
+    return {
+        "box": (boxes.quads[lines] / size).reshape(-1),
+        "text": [readings[i].text for i in lines],
+        "boxScore": boxes.scores[lines],
+        "textScore": np.array([readings[i].score for i in lines], np.float32),
+    }
+
+
+def turn(quads: NDArray[np.float32], size: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return boxes [N, 4, 2] of a page of (width, height) pixels as they lie after half a turn of it."""
+    return np.roll(size - quads, -2, axis=1)

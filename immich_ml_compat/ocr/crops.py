@@ -1,0 +1,98 @@
+"""Cutting lines of text out of a photo, upright and of the recogniser's height."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+LINE_HEIGHT = 48
+"""Height of the recogniser's input (pixels)."""
+
+MAX_ASPECT_RATIO = 48.0
+"""Width / height of the longest strip that is read in one piece: longer lines are cut, so that memory is bounded."""
+
+TALL_RATIO = 1.5
+"""A box this much taller than wide holds a line that runs downwards."""
+
+_MAX_CROP_PIXELS = 4_000_000
+_MAX_WARP_SIDE = 32_000  # OpenCV's remapping counts pixels in 16 bits
+
+_MARGIN = 2  # pixels that cubic interpolation sees beyond the corners
+
+# A cut falls in the last quarter of a strip, at the middle of its widest gap between words.
+_CUT_ZONE = 0.25
+_GAP_CONTRAST = 0.15  # a column of a gap varies less than this share of the strip's liveliest column
+_WORD_GAP = LINE_HEIGHT // 5
+
+
+def is_tall(quad: NDArray[np.float32]) -> bool:
+    """Tell whether the text of a box [4, 2] runs downwards."""
+    width, height = _sides(quad)
+    return height >= TALL_RATIO * width
+
+
+def cut_line(image: NDArray[np.uint8], quad: NDArray[np.float32], *, half_turn: bool = False) -> NDArray[np.uint8]:
+    """Cut a box [4, 2] out of BGR uint8 [H, W, 3] and scale it to uint8 [48, W', 3].
+
+    Text that runs downwards is laid on its side. With `half_turn` the line is read from the other end,
+    as on a page that lies upside down.
+    """
+    corners = np.roll(quad, -1, axis=0) if is_tall(quad) else quad
+    if half_turn:
+        corners = np.roll(corners, -2, axis=0)
+    image, corners = _region(image, corners)
+    width, height = _sides(corners)
+    shrink = min(1.0, (_MAX_CROP_PIXELS / (width * height)) ** 0.5, _MAX_WARP_SIDE / max(width, height))
+    width, height = max(1, int(width * shrink)), max(1, int(height * shrink))
+    target = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    matrix = cv2.getPerspectiveTransform(corners.astype(np.float32), target)
+    crop = cv2.warpPerspective(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.resize(crop, (-(-LINE_HEIGHT * width // height), LINE_HEIGHT)).astype(np.uint8, copy=False)
+
+
+def split_line(line: NDArray[np.uint8]) -> list[tuple[NDArray[np.uint8], bool]]:
+    """Cut a line [48, W, 3] into strips of at most MAX_ASPECT_RATIO, between words where it can be.
+
+    Returns each strip with whether a space parts it from the one before.
+    """
+    longest = int(MAX_ASPECT_RATIO * LINE_HEIGHT)
+    strips: list[tuple[NDArray[np.uint8], bool]] = []
+    spaced = False
+    while line.shape[1] > longest:
+        cut, gap = _best_cut(line[:, :longest])
+        strips.append((line[:, :cut], spaced))
+        line, spaced = line[:, cut:], gap >= _WORD_GAP
+    strips.append((line, spaced))
+    return strips
+
+
+def _best_cut(strip: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return the column at which to end a strip [48, W, 3], and the width of the gap it lies in."""
+    variation = np.ptp(cv2.cvtColor(strip, cv2.COLOR_BGR2GRAY).astype(np.int16), axis=0)
+    start = int(len(variation) * (1 - _CUT_ZONE))
+    zone = variation[start:]
+    quiet = zone <= max(_GAP_CONTRAST * variation.max(), zone.min())
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], quiet.astype(np.int8), [0]])))
+    gap_starts, gap_stops = edges[::2], edges[1::2]
+    widest = int(np.argmax(gap_stops - gap_starts))
+    middle = int(gap_starts[widest] + gap_stops[widest]) // 2
+    return max(1, start + middle), int(gap_stops[widest] - gap_starts[widest])
+
+
+def _region(image: NDArray[np.uint8], quad: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return the part of the image around a quadrilateral, of a size that can be warped, and the corners in it."""
+    left, top = np.maximum(np.floor(quad.min(axis=0)).astype(int) - _MARGIN, 0)
+    right, bottom = np.ceil(quad.max(axis=0)).astype(int) + _MARGIN + 1
+    region = image[top:bottom, left:right]
+    corners = (quad - (left, top)).astype(np.float32)
+    shrink = _MAX_WARP_SIDE / max(region.shape[:2])
+    if shrink >= 1:
+        return region, corners
+    size = [max(1, int(side * shrink)) for side in region.shape[1::-1]]
+    scaled = cv2.resize(region, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return scaled, corners * np.float32(shrink)
+
+
+def _sides(quad: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the longer of the two widths and of the two heights, each at least one pixel."""
+    top, right, bottom, left = np.linalg.norm(np.roll(quad, -1, axis=0) - quad, axis=1)
+    return max(1.0, float(max(top, bottom))), max(1.0, float(max(right, left)))

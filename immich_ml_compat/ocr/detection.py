@@ -1,0 +1,113 @@
+"""PP-OCR text detection: a photo to the boxes of its lines.
+
+image → scaled to a multiple of 32 → probability map (in tiles where large) → boxes
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..engine import Engine, Session
+from ..outputs import require_finite
+from ..store import ModelFiles
+from .boxes import TextBoxes, boxes_from_map
+
+MIN_IMAGE_SIDE = 32
+"""Nothing is found in an image with a shorter side (pixels)."""
+
+SIDE_MULTIPLE = 32
+
+MAX_TILE_SIDE = 1536
+"""Larger inputs go through the network in tiles, so that its memory does not grow with them (pixels)."""
+
+TILE_OVERLAP = 256
+"""Half of it is thrown away on each side of a seam: more than the network sees around a pixel of text."""
+
+MAX_INPUT_PIXELS = 16_000_000
+"""Whatever `maxResolution` says, the scaled image has no more pixels."""
+
+
+class TextDetector:
+    """A DB detection graph, ready to use."""
+
+    def __init__(self, name: str, session: Session) -> None:
+        self._name = name
+        self._session = session
+
+    @classmethod
+    def load(cls, files: ModelFiles, engine: Engine) -> "TextDetector":
+        """Load the graph. Raises EngineError."""
+        return cls(files.name, engine.load(files.graph))
+
+    def detect(self, image: Image.Image, min_score: float, max_resolution: int) -> TextBoxes:
+        """Find the lines of an RGB image that score at least `min_score`.
+
+        The image's shorter side is scaled down to `max_resolution` pixels, never up. Raises ModelOutputError.
+        """
+        if min(image.size) < MIN_IMAGE_SIDE:
+            return TextBoxes.none()
+        scaled = image.resize(input_size(*image.size, max_resolution), Image.Resampling.LANCZOS)
+        return boxes_from_map(self._probabilities(np.asarray(scaled)), image.size, min_score)
+
+    def _probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run the network on RGB uint8 [H, W, 3], tile by tile: float32 [H, W]."""
+        height, width = pixels.shape[:2]
+        probabilities = np.empty((height, width), np.float32)
+        whole = height * width <= MAX_TILE_SIDE**2
+        rows = [Span(0, height, 0, height)] if whole else tile_spans(height)
+        columns = [Span(0, width, 0, width)] if whole else tile_spans(width)
+        for row in rows:
+            for column in columns:
+                tile = self._run(pixels[row.start : row.stop, column.start : column.stop])
+                probabilities[row.keep_start : row.keep_stop, column.keep_start : column.keep_stop] = tile[
+                    row.keep_start - row.start : row.keep_stop - row.start,
+                    column.keep_start - column.start : column.keep_stop - column.start,
+                ]
+        return probabilities
+
+    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        (output, *_) = self._session.run({self._session.inputs[0].name: normalise(pixels)})
+        return require_finite(output[0, 0], self._name)
+
+
+def input_size(width: int, height: int, max_resolution: int) -> tuple[int, int]:
+    """Return the (width, height) at which an image goes into the network."""
+    ratio = min(max_resolution / min(width, height), (MAX_INPUT_PIXELS / (width * height)) ** 0.5, 1.0)
+    return _to_multiple(width * ratio), _to_multiple(height * ratio)
+
+
+def normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """RGB uint8 [H, W, 3] to BGR float32 [1, 3, H, W] in -1…1."""
+    tensor = pixels[:, :, ::-1].transpose(2, 0, 1).astype(np.float32)
+    tensor /= np.float32(127.5)
+    tensor -= np.float32(1)
+    return tensor[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One tile along one axis: the pixels it covers and the part of its result that is kept."""
+
+    start: int
+    stop: int
+    keep_start: int
+    keep_stop: int
+
+
+def tile_spans(length: int) -> list[Span]:
+    """Cover `length` pixels, a multiple of 32, with equal overlapping tiles; the kept parts join without gaps."""
+    if length <= MAX_TILE_SIDE:
+        return [Span(0, length, 0, length)]
+    count = -(-(length - TILE_OVERLAP) // (MAX_TILE_SIDE - TILE_OVERLAP))
+    tile = SIDE_MULTIPLE * -(-(length + (count - 1) * TILE_OVERLAP) // (count * SIDE_MULTIPLE))
+    last = length - tile
+    starts = [round(last * i / (count - 1) / SIDE_MULTIPLE) * SIDE_MULTIPLE for i in range(count)]
+    seams = [0, *((start + tile + after) // 2 for start, after in pairwise(starts)), length]
+    return [Span(start, start + tile, seams[i], seams[i + 1]) for i, start in enumerate(starts)]
+
+
+def _to_multiple(side: float) -> int:
+    return max(SIDE_MULTIPLE, round(int(side) / SIDE_MULTIPLE) * SIDE_MULTIPLE)

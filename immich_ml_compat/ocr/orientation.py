@@ -1,0 +1,48 @@
+"""Pages upside down or on their side.
+
+Text that runs rightwards or downwards is read as it is; a page that has been turned the other way holds
+the same boxes, only read from their other ends. So one question decides: does the page read better after
+half a turn? It is put to the recogniser itself, and only where the usual reading went badly.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .crops import cut_line
+from .recognition import Reading, TextRecognizer
+
+GOOD_SCORE = 0.9
+"""A page whose longest lines score this much is the right way up."""
+
+_SAMPLE = 8  # of the longest lines: enough to judge by, few enough to cost little
+_MARGIN = 0.05  # by which half a turn must read better
+
+
+def read_page(
+    image: NDArray[np.uint8], quads: NDArray[np.float32], recognizer: TextRecognizer, *, orientation: bool
+) -> tuple[list[Reading], bool]:
+    """Read the boxes [N, 4, 2] of BGR uint8 [H, W, 3].
+
+    Returns the readings in the boxes' order, and whether the page was read after half a turn; with
+    `orientation` off it never is.
+    """
+    lines = [cut_line(image, quad) for quad in quads]
+    readings = recognizer.read(lines)
+    if not orientation or not readings:
+        return readings, False
+    sample = sorted(range(len(lines)), key=lambda i: -lines[i].shape[1])[:_SAMPLE]
+    score = _score([readings[i] for i in sample])
+    if score >= GOOD_SCORE:
+        return readings, False
+    turned = recognizer.read([cut_line(image, quads[i], half_turn=True) for i in sample])
+    if _score(turned) < score + _MARGIN:
+        return readings, False
+    return recognizer.read([cut_line(image, quad, half_turn=True) for quad in quads]), True
+
+
+def _score(readings: Sequence[Reading]) -> float:
+    """The mean score, weighted by length: an unreadable line often yields one sure wrong character."""
+    length = sum(len(reading.text) for reading in readings)
+    return sum(reading.score * len(reading.text) for reading in readings) / length if length else 0.0

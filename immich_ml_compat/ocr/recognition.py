@@ -1,0 +1,132 @@
+"""PP-OCR text recognition: strips of pixels to text.
+
+lines [48, W, 3] → strips of bounded width → batches of like width → CTC decoding → text and score
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine import Engine, Session
+from ..outputs import require_finite
+from ..store import ModelFiles
+from .crops import LINE_HEIGHT, split_line
+
+DEFAULT_BATCH_SIZE = 6
+
+MIN_WIDTH = 320
+"""Narrower strips are padded: the recogniser was trained at this width (pixels)."""
+
+MAX_BATCH_WIDTH = 6 * 1024
+"""The most columns in a batch, whatever its size: the output has a row of every character for each eighth one."""
+
+BLANK = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What stands in a line: its text, without control characters, and the mean score of its characters, 0…1."""
+
+    text: str
+    score: float
+
+
+class TextRecognizer:
+    """A CTC recognition graph and its character set, ready to use."""
+
+    def __init__(self, name: str, session: Session, characters: Sequence[str], max_batch_size: int) -> None:
+        self._name = name
+        self._session = session
+        self._characters = characters
+        self._batch_size = max_batch_size
+
+    @classmethod
+    def load(cls, files: ModelFiles, engine: Engine, max_batch_size: int = DEFAULT_BATCH_SIZE) -> "TextRecognizer":
+        """Load the graph and its characters. Raises EngineError, OSError or ValueError."""
+        session = engine.load(files.graph)
+        return cls(files.name, session, read_characters(session, files), max_batch_size)
+
+    def read(self, lines: Sequence[NDArray[np.uint8]]) -> list[Reading]:
+        """Read lines, each BGR uint8 [48, W, 3]. Raises ModelOutputError."""
+        strips = [(index, *strip) for index, line in enumerate(lines) for strip in split_line(line)]
+        readings = self._read_strips([pixels for _, pixels, _ in strips])
+        parts: list[list[tuple[bool, Reading]]] = [[] for _ in lines]
+        for (index, _, spaced), reading in zip(strips, readings, strict=True):
+            parts[index].append((spaced, reading))
+        return [_join(line) for line in parts]
+
+    def _read_strips(self, strips: Sequence[NDArray[np.uint8]]) -> list[Reading]:
+        readings: dict[int, Reading] = {}
+        for batch in batches([strip.shape[1] for strip in strips], self._batch_size):
+            (logits, *_) = self._session.run({self._session.inputs[0].name: pad([strips[i] for i in batch])})
+            # The best score of every step: where one is not finite, neither is its maximum.
+            scores = require_finite(logits.max(axis=2), self._name)
+            for i, steps, step_scores in zip(batch, logits.argmax(axis=2), scores, strict=True):
+                readings[i] = decode(steps, step_scores, self._characters)
+        return [readings[i] for i in range(len(strips))]
+
+
+def batches(widths: Sequence[int], max_size: int) -> list[list[int]]:
+    """Group strips of like width: at most `max_size` and MAX_BATCH_WIDTH padded columns in each."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(widths)), key=lambda i: widths[i]):
+        width = max(MIN_WIDTH, widths[index])
+        if groups and len(groups[-1]) < max_size and (len(groups[-1]) + 1) * width <= MAX_BATCH_WIDTH:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def pad(strips: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Normalise strips to -1…1 and pad them with 0 to one width: float32 [N, 3, 48, W]."""
+    width = max(MIN_WIDTH, *(strip.shape[1] for strip in strips))
+    batch = np.zeros((len(strips), 3, LINE_HEIGHT, width), np.float32)
+    for row, strip in zip(batch, strips, strict=True):
+        row[:, :, : strip.shape[1]] = strip.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+    return batch
+
+
+def decode(steps: NDArray[np.intp], scores: NDArray[np.float32], characters: Sequence[str]) -> Reading:
+    """Decode one strip greedily from its best class and score per step, both [T]: repeats, then blanks, go.
+
+    Graves et al. 2006, "Connectionist Temporal Classification", section 3.2 (best path decoding).
+    """
+    chosen = steps != BLANK
+    chosen[1:] &= steps[1:] != steps[:-1]
+    text = "".join(characters[step] for step in steps[chosen])
+    return Reading(without_controls(text), float(scores[chosen].mean()) if chosen.any() else 0.0)
+
+
+def without_controls(text: str) -> str:
+    """Drop control characters: PostgreSQL refuses a NUL, and with it Immich drops the photo's whole text."""
+    return "".join(character for character in text if unicodedata.category(character) != "Cc")
+
+
+def read_characters(session: Session, files: ModelFiles) -> list[str]:
+    """Return the character of each class: blank, the listed ones, space.
+
+    They stand in the graph's metadata or in a `charset.txt` beside it, one a line; some lists hold the blank
+    and the space themselves. Raises OSError, or ValueError where their number is not the graph's.
+    """
+    listed = session.metadata.get("character") or files.beside("charset.txt").read_text(encoding="utf-8")
+    characters = [line.removesuffix("\r") for line in listed.removesuffix("\n").split("\n")]
+    classes = session.outputs[0].shape[-1]
+    if classes != len(characters):
+        characters = ["", *characters, " "]
+    if classes not in (len(characters), None):
+        raise ValueError(f"{files.graph} has {classes} classes, its character set {len(characters)}")
+    return characters
+
+
+def _join(parts: Sequence[tuple[bool, Reading]]) -> Reading:
+    """Put a line's strips together again; its score is the mean of theirs, weighted by length."""
+    text = ""
+    for spaced, reading in parts:
+        text += " " + reading.text if spaced and text and reading.text else reading.text
+    length = sum(len(reading.text) for _, reading in parts)
+    score = sum(reading.score * len(reading.text) for _, reading in parts) / length if length else 0.0
+    return Reading(text, score)

@@ -1,0 +1,124 @@
+"""The settings: the stock server's environment variables and this project's own, typed.
+
+Variables are read with the prefix `MACHINE_LEARNING_` (nested ones with `__`), case-insensitive, except
+the few that Immich shares between its services. Names nobody knows are ignored, as in the stock server:
+Kubernetes injects `MACHINE_LEARNING_PORT=tcp://…` for a service called `machine-learning`.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+PREFIX = "MACHINE_LEARNING_"
+
+# Immich's own words for levels (its server is a NestJS program) beside Python's.
+_LOG_LEVELS = {
+    "fatal": logging.CRITICAL,
+    "critical": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "log": logging.INFO,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+    "verbose": logging.DEBUG,
+}
+
+
+class ConfigurationError(Exception):
+    """A setting that cannot be used; the message names the variable, its value and what it takes."""
+
+
+def _log_level(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return _LOG_LEVELS[value.lower()]
+        except KeyError:
+            raise ValueError(f"takes one of {', '.join(_LOG_LEVELS)}") from None
+    return value
+
+
+def _available_cores() -> int:
+    # A container may be given fewer cores than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+BatchSize = Annotated[int, Field(ge=1)]
+
+
+class MaxBatchSize(BaseModel):
+    """The most items one inference call takes, by task; None leaves it to the task."""
+
+    facial_recognition: BatchSize | None = None
+    ocr: BatchSize | None = None
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        frozen=True,
+        protected_namespaces=(),
+        populate_by_name=True,
+    )
+
+    cache_folder: Path = Path("~/.cache/immich_ml")
+    """Where models lie, as `<task>/<name>/…`; `~` is the home folder."""
+
+    model_aliases: dict[str, str] = {}
+    """Names answered by another model of the same task, as a JSON object."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run: `auto` is the GPU where the installed ONNX Runtime can use one."""
+
+    model_intra_op_threads: int = Field(default=0, ge=0)
+    """Threads inside one operator; 0 leaves it to the engine."""
+
+    model_inter_op_threads: int = Field(default=0, ge=0)
+    """Operators run side by side; 0 leaves it to the engine."""
+
+    model_arena: bool = True
+    """Whether the engine keeps a memory arena: faster, but its memory is not given back."""
+
+    request_threads: int = Field(default_factory=_available_cores, ge=0)
+    """Requests computed side by side; further ones wait. 0 counts as 1."""
+
+    max_batch_size: MaxBatchSize = MaxBatchSize()
+
+    ocr_orientation: bool = True
+    """Whether OCR looks for pages that lie upside down or on their side (for requests that do not say)."""
+
+    http_keepalive_timeout_s: int = Field(default=2, ge=0)
+    """Seconds an idle connection stays open."""
+
+    host: str = Field(default="[::]", validation_alias="IMMICH_HOST")
+    port: int = Field(default=3003, ge=0, le=65535, validation_alias="IMMICH_PORT")
+    log_level: Annotated[int, BeforeValidator(_log_level)] = Field(
+        default=logging.INFO, validation_alias="IMMICH_LOG_LEVEL"
+    )
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment. Raises ConfigurationError for a value that cannot be used."""
+    try:
+        return Settings()
+    except SettingsError as error:
+        # The only text pydantic-settings parses itself is JSON; its message names the field, not the variable.
+        field = str(error).split('"')[1]
+        value = os.environ.get(f"{PREFIX}{field.upper()}", "")
+        raise ConfigurationError(f"{PREFIX}{field.upper()}={value}: is not a JSON object") from error
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_explain(e["loc"], e["input"], e["msg"]) for e in error.errors())) from error
+
+
+def _explain(location: tuple[int | str, ...], value: object, message: str) -> str:
+    name = "__".join(str(part) for part in location).upper()
+    variable = name if name.startswith("IMMICH_") else PREFIX + name
+    return f"{variable}={value}: {message.removeprefix('Value error, ')}"

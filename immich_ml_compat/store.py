@@ -1,0 +1,106 @@
+"""The models on disk.
+
+    <cache>/<task>/<name>/config.json                                    CLIP
+    <cache>/<task>/<name>/<type>/model.onnx                              every graph
+    <cache>/clip/<name>/visual/preprocess_cfg.json
+    <cache>/clip/<name>/textual/{tokenizer.json,tokenizer_config.json}
+    <cache>/ocr/<name>/recognition/charset.txt                           where the graph has no `character` metadata
+
+is the stock server's layout; a folder with that shape is a model, whoever put it there.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .catalog import EMBEDDED_OCR, ModelType, Task
+
+GRAPH = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKey:
+    """Which graph: its task, the model's name and the graph's type."""
+
+    task: Task
+    name: str
+    type: ModelType
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.name}/{self.type}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where one graph and what belongs to it lie."""
+
+    name: str
+    """The model's name."""
+
+    graph: Path
+    """The ONNX file; external data lies beside it."""
+
+    config: Path
+    """The whole model's configuration (open_clip's `config.json`); only CLIP has one."""
+
+    def beside(self, name: str) -> Path:
+        """Return the path of a file in the graph's folder."""
+        return self.graph.with_name(name)
+
+
+class ModelStore:
+    """Finds models in the cache folder, and the OCR model that is installed with this package."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser()
+        self._embedded = _embedded_graphs()
+
+    def find(self, key: ModelKey) -> ModelFiles | None:
+        """Return the files of a graph, or None where it is not on disk."""
+        folder = self._folder(key.task, key.name)
+        graph = folder / key.type / GRAPH
+        if graph.is_file():
+            return ModelFiles(key.name, graph, folder / "config.json")
+        embedded = self._embedded.get(key)
+        return ModelFiles(key.name, embedded, embedded.with_name("config.json")) if embedded else None
+
+    def holds(self, task: Task, name: str) -> bool:
+        """Tell whether a model of that name is on disk or installed, in whatever part."""
+        if any(key.task == task and key.name == name for key in self._embedded):
+            return True
+        # A name from a request may be anything a file name cannot be.
+        if not name or len(name) > 200 or not name.isprintable():
+            return False
+        folder = self._folder(task, name)
+        return any((folder / kind / GRAPH).is_file() for kind in ModelType)
+
+    def clip_dimension(self, name: str) -> int | None:
+        """Return the embedding length that a CLIP model's `config.json` states, or None."""
+        try:
+            config: Any = json.loads((self._folder(Task.CLIP, name) / "config.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        dimension = config.get("embed_dim") if isinstance(config, dict) else None
+        return dimension if isinstance(dimension, int) else None
+
+    def location(self, key: ModelKey) -> Path:
+        """Return the path at which a graph belongs in the cache folder."""
+        return self._folder(key.task, key.name) / key.type / GRAPH
+
+    def _folder(self, task: Task, name: str) -> Path:
+        return self.folder / task / name
+
+
+def _embedded_graphs() -> dict[ModelKey, Path]:
+    """Find PP-OCRv6 small inside the installed `rapidocr` package, without importing it."""
+    spec = find_spec("rapidocr")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    models = Path(spec.submodule_search_locations[0]) / "models"
+    graphs = {
+        ModelKey(Task.OCR, EMBEDDED_OCR, ModelType.DETECTION): models / "PP-OCRv6_det_small.onnx",
+        ModelKey(Task.OCR, EMBEDDED_OCR, ModelType.RECOGNITION): models / "PP-OCRv6_rec_small.onnx",
+    }
+    return {key: path for key, path in graphs.items() if path.is_file()}
