@@ -1,0 +1,72 @@
+"""A server process of the test's own."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+_START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: its address, its process and the file its log goes to."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def predict(self, entries: Any, image: bytes | None = None, text: str | None = None) -> httpx.Response:
+        """POST /predict as Immich does; `entries` that are no text are written as JSON."""
+        parts: list[tuple[str, Any]] = []
+        if entries is not None:
+            parts.append(("entries", (None, entries if isinstance(entries, str) else orjson.dumps(entries).decode())))
+        if image is not None:
+            parts.append(("image", ("blob", image, "application/octet-stream")))
+        if text is not None:
+            parts.append(("text", (None, text)))
+        return httpx.post(f"{self.url}/predict", files=parts or None, timeout=120)
+
+
+@contextmanager
+def running_server(cache: Path, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Start `serve` on a free port, wait until it answers, and stop it at the end."""
+    log = folder / "server.log"
+    variables = {
+        name: value for name, value in os.environ.items() if not re.match("(?i)MACHINE_LEARNING_|IMMICH_", name)
+    }
+    variables |= {"MACHINE_LEARNING_CACHE_FOLDER": str(cache), "IMMICH_HOST": "127.0.0.1", "IMMICH_PORT": "0"}
+    variables |= environment or {}
+    command = [sys.executable, "-m", "immich_ml_compat"]
+    with log.open("wb") as output, subprocess.Popen(command, env=variables, stdout=output, stderr=output) as process:
+        try:
+            yield Server(_wait(process, log), process, log)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if address := re.search(r"Serving on (http://\S+)", log.read_text()):
+            try:
+                if httpx.get(f"{address[1]}/ping").text == "pong":
+                    return address[1]
+            except httpx.TransportError:
+                pass  # it says where before it listens to what comes
+        time.sleep(0.05)
+    raise AssertionError(f"the server did not start: {log.read_text()}")

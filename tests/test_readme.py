@@ -1,0 +1,72 @@
+"""What the README shows is what happens."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from immich_ml_compat.settings import PREFIX, Settings
+
+from .oracles import missing
+from .server import Server
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_first_request_is_answered_as_shown(server: Server) -> None:
+    (command,) = [block for block in blocks("sh") if block.startswith("curl")]
+    shown = json.loads(blocks("json")[0])
+    words = shlex.split(command.replace("http://localhost:3003", server.url).replace("\\\n", ""))
+    try:
+        output = subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout
+    except FileNotFoundError:
+        missing("curl")
+    ocr = json.loads(output)["ocr"]
+    assert shown["ocr"].pop("box")[:8] == pytest.approx(ocr["box"][:8], abs=0.01)
+    assert shown["ocr"]["text"] == ocr["text"]
+    for scores in ("boxScore", "textScore"):
+        assert shown["ocr"][scores] == pytest.approx(ocr[scores], abs=0.01)
+
+
+def test_the_predict_command_prints_what_is_shown() -> None:
+    (shown,) = blocks("text")
+    command = [sys.executable, "-m", "immich_ml_compat", "predict", "docs/invoice.jpg", "--ocr"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == shown
+
+
+def test_the_alias_shown_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = [block for block in blocks("sh") if block.startswith(PREFIX)]
+    name, _, value = line.strip().partition("=")
+    monkeypatch.setenv(name, shlex.split(value)[0])
+    assert Settings().model_aliases == {"PP-OCRv5_mobile": "PP-OCRv6_small"}
+
+
+def test_every_setting_is_in_the_table() -> None:
+    table = README[README.index("### Settings") : README.index("## Licences")]
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        assert (alias if isinstance(alias, str) else name.upper().removeprefix("MODEL_INTER_")) in table, name
+
+
+def test_the_tree_names_every_module() -> None:
+    package = ROOT / "immich_ml_compat"
+    tree = README[README.index("immich_ml_compat/\n") : README.index("A new model family")]
+    for module in package.glob("*.py"):
+        assert module.name.startswith("__") or f"{module.name} " in tree, module.name
+
+
+def test_the_compose_lines_change_one_line_of_immichs() -> None:
+    (compose,) = blocks("yaml")
+    assert "image: immich-ml-compat:cpu" in compose
+    assert "model-cache:/cache" in compose
+    assert (ROOT / "Dockerfile.cpu").is_file()
