@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from . import __version__
 from .messages import Answer, PredictRequest
@@ -76,6 +77,13 @@ class _InMemoryParser(MultiPartParser):
 async def read_request(request: Request) -> PredictRequest:
     """Read the form of a `POST /predict`. Raises what FastAPI answers with 400 or 422."""
     form = await _read_form(request)
+    try:
+        return await _from_form(form)
+    finally:
+        await form.close()
+
+
+async def _from_form(form: FormData) -> PredictRequest:
     entries, image, text = form.get("entries"), form.get("image"), form.get("text")
     if not entries:
         raise RequestValidationError([_error("missing", "entries", "Field required")])
@@ -91,14 +99,23 @@ async def read_request(request: Request) -> PredictRequest:
 
 async def _read_form(request: Request) -> FormData:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    form = FormData()
     try:
         if content_type == "multipart/form-data":
-            return await _InMemoryParser(request.headers, request.stream()).parse()
-        if content_type == "application/x-www-form-urlencoded":
-            return await FormParser(request.headers, request.stream()).parse()
+            form = await _InMemoryParser(request.headers, request.stream()).parse()
+        elif content_type == "application/x-www-form-urlencoded":
+            form = await FormParser(request.headers, request.stream()).parse()
+        for value in form.values():
+            if isinstance(value, str):
+                value.encode()  # a charset such as unicode_escape gives lone surrogates, which nothing later takes
     except MultiPartException as error:
         raise HTTPException(400, error.message) from None
-    return FormData()
+    except UnicodeError:
+        await form.close()
+        raise HTTPException(400, "The form is not in the charset it states") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "The client went away") from None  # so nobody reads this
+    return form
 
 
 async def _read_image(value: UploadFile | str | None) -> bytes | None:

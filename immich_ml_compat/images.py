@@ -16,13 +16,16 @@ MAX_PIXELS = 178_956_970
 # Beyond half of it Pillow warns; the limit above is checked here, on every picture.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# EPS runs Ghostscript, a program of its own, on what a stranger sent.
-_REFUSED_FORMATS = {"EPS"}
+# EPS runs Ghostscript, a program of its own, on what a stranger sent; IPTC opens a picture of any format inside.
+_REFUSED_FORMATS = {"EPS", "IPTC"}
 
 # What Pillow's decoders raise on files that are not what they say; they share no base class.
 _DECODING_ERRORS = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
+    EOFError,
+    ImageCms.PyCMSError,
     LookupError,
     MemoryError,
     OSError,
@@ -80,6 +83,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "LAB":
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         return ImageCms.applyTransform(image, to_rgb) or image
+    elif image.mode == "La":  # premultiplied; Pillow goes no further in one step
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

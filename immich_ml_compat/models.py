@@ -16,9 +16,22 @@ log = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT")
 Loader = Callable[[ModelFiles, Engine], ModelT]
-"""Makes a model ready to use from its files. Raises EngineError, OSError or ValueError."""
+"""Makes a model ready to use from its files. Raises _LOADING_ERRORS."""
 
 _ATTEMPTS = 2
+
+# What reading a graph and its configuration raises on files that are not what they should be.
+_LOADING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EngineError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class Models:
@@ -50,7 +63,7 @@ class Models:
             start = time.monotonic()
             try:
                 model = load(files, self._engine)
-            except (EngineError, OSError, ValueError, KeyError) as error:
+            except _LOADING_ERRORS as error:
                 log.error("Loading %s failed (attempt %d of %d): %s", key, attempt, _ATTEMPTS, error)
             else:
                 log.info("Loaded %s from %s in %.2f s", key, files.graph, time.monotonic() - start)

@@ -31,7 +31,11 @@ def predict(settings: Settings, options: argparse.Namespace) -> int:
     else:
         print("\n".join(_table(body)))
     if options.draw and image is not None:
-        draw(decode(image), body, options.font).save(options.draw)
+        try:
+            draw(decode(image), body, options.font).save(options.draw)
+        except (OSError, ValueError) as error:
+            font = f" --font {options.font}" if options.font else ""
+            raise ConfigurationError(f"--draw {options.draw}{font}: {error}") from error
     return 0
 
 

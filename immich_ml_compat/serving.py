@@ -41,8 +41,10 @@ def listen(host: str, port: int) -> socket.socket:
     dual = host == "::"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        host.encode("idna")  # a name that no host can have is a TypeError further down
         return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=dual)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        cause = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"IMMICH_HOST={host} IMMICH_PORT={port}: cannot listen there ({error.strerror or error}); choose another"
+            f"IMMICH_HOST={host} IMMICH_PORT={port}: cannot listen there ({cause}); choose another"
         ) from error

@@ -66,7 +66,6 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         frozen=True,
         protected_namespaces=(),
-        populate_by_name=True,
     )
 
     cache_folder: Path = Path("~/.cache/immich_ml")
@@ -111,9 +110,9 @@ def load_settings() -> Settings:
         return Settings()
     except SettingsError as error:
         # The only text pydantic-settings parses itself is JSON; its message names the field, not the variable.
-        field = str(error).split('"')[1]
-        value = os.environ.get(f"{PREFIX}{field.upper()}", "")
-        raise ConfigurationError(f"{PREFIX}{field.upper()}={value}: is not a JSON object") from error
+        variable = PREFIX + str(error).split('"')[1].upper()
+        value = next((value for name, value in os.environ.items() if name.upper() == variable), "")
+        raise ConfigurationError(f"{variable}={value}: is not a JSON object") from error
     except ValidationError as error:
         raise ConfigurationError("\n".join(_explain(e["loc"], e["input"], e["msg"]) for e in error.errors())) from error
 

@@ -19,6 +19,8 @@ from .catalog import EMBEDDED_OCR, ModelType, Task
 
 GRAPH = "model.onnx"
 
+_MAX_NAME_BYTES = 200  # file systems take 255
+
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:
@@ -71,7 +73,7 @@ class ModelStore:
         if any(key.task == task and key.name == name for key in self._embedded):
             return True
         # A name from a request may be anything a file name cannot be.
-        if not name or len(name) > 200 or not name.isprintable():
+        if not name or not name.isprintable() or len(name.encode()) > _MAX_NAME_BYTES:
             return False
         folder = self._folder(task, name)
         return any((folder / kind / GRAPH).is_file() for kind in ModelType)

@@ -27,7 +27,7 @@ TILE_OVERLAP = 256
 """Half of it is thrown away on each side of a seam: more than the network sees around a pixel of text."""
 
 MAX_INPUT_PIXELS = 16_000_000
-"""Whatever `maxResolution` says, the scaled image has no more pixels."""
+"""Whatever `maxResolution` says, the scaled image has no more pixels, but for rounding to SIDE_MULTIPLE."""
 
 
 class TextDetector:
@@ -76,7 +76,8 @@ class TextDetector:
 def input_size(width: int, height: int, max_resolution: int) -> tuple[int, int]:
     """Return the (width, height) at which an image goes into the network."""
     ratio = min(max_resolution / min(width, height), (MAX_INPUT_PIXELS / (width * height)) ** 0.5, 1.0)
-    return _to_multiple(width * ratio), _to_multiple(height * ratio)
+    longest = MAX_INPUT_PIXELS // SIDE_MULTIPLE  # all that is left to bound where the other side cannot shrink
+    return _to_multiple(min(width * ratio, longest)), _to_multiple(min(height * ratio, longest))
 
 
 def normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
