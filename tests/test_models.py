@@ -1,0 +1,282 @@
+"""Models in memory: loaded once, tried twice, and what damaged files do to a request and to the server."""
+
+import hashlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from immich_ml_compat.catalog import ModelType, Task
+from immich_ml_compat.clip.textual import ClipTextual
+from immich_ml_compat.clip.visual import ClipVisual
+from immich_ml_compat.engine import Engine, EngineError
+from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
+from immich_ml_compat.errors import ModelUnavailableError
+from immich_ml_compat.faces.detection import FaceDetector
+from immich_ml_compat.models import Models
+from immich_ml_compat.ocr.recognition import TextRecognizer
+from immich_ml_compat.store import ModelFiles, ModelKey, ModelStore
+
+from .model_folders import CLIP, FACES
+from .oracles import packaged
+from .server import running_server
+
+NAME = "ViT-B-16__openai"
+KEY = ModelKey(Task.CLIP, NAME, ModelType.VISUAL)
+
+
+class Loader:
+    """Counts its calls; the first ones fail with the errors it is given."""
+
+    def __init__(self, *errors: Exception, seconds: float = 0.0) -> None:
+        self.errors = list(errors)
+        self.seconds = seconds
+        self.calls = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, _files: ModelFiles, _engine: Engine) -> object:
+        with self._lock:
+            self.calls += 1
+            error = self.errors.pop(0) if self.errors else None
+        time.sleep(self.seconds)
+        if error is not None:
+            raise error
+        return object()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    """Models over a folder with one file that stands for a graph."""
+    put(tmp_path / "clip" / NAME / "visual" / "model.onnx")
+    put(tmp_path / "clip" / NAME / "textual" / "model.onnx")
+    return Models(ModelStore(tmp_path), OnnxRuntimeEngine())
+
+
+def put(path: Path, content: bytes = b"graph") -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+
+
+def fails(models: Models, load: Callable[[ModelFiles, Engine], object], key: ModelKey = KEY) -> str:
+    with pytest.raises(ModelUnavailableError) as caught:
+        models.get(key, load)
+    assert caught.value.status == 500
+    return caught.value.detail
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_sixteen_waiting_threads_load_once(models: Models) -> None:
+    load = Loader(seconds=0.3)
+    together = threading.Barrier(16)
+
+    def get(_: int) -> object:
+        together.wait()
+        return models.get(KEY, load)
+
+    with ThreadPoolExecutor(16) as pool:
+        got = list(pool.map(get, range(16)))
+    assert load.calls == 1
+    assert len({id(model) for model in got}) == 1
+    assert models.get(KEY, load) is got[0]
+    assert load.calls == 1
+
+
+def test_one_model_loads_while_another_does(models: Models) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(_files: ModelFiles, _engine: Engine) -> str:
+        started.set()
+        assert go_on.wait(30)
+        return "slow"
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(models.get, KEY, slow)
+        try:
+            assert started.wait(30)
+            other = ModelKey(Task.CLIP, NAME, ModelType.TEXTUAL)
+            assert models.get(other, lambda _files, _engine: "quick") == "quick"
+        finally:
+            go_on.set()
+        assert waiting.result(30) == "slow"
+
+
+def test_two_attempts(models: Models, caplog: pytest.LogCaptureFixture) -> None:
+    load = Loader(EngineError("first"))
+    models.get(KEY, load)
+    assert load.calls == 2
+    (error,) = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert error == f"Loading clip/{NAME}/visual failed (attempt 1 of 2): first"
+
+
+@pytest.mark.parametrize("error", [EngineError, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError])
+def test_two_failures_are_an_error_with_the_contracts_words(models: Models, error: type[Exception]) -> None:
+    load = Loader(error("a"), error("b"))
+    assert fails(models, load) == f"Failed to load model '{NAME}'"
+    assert load.calls == 2
+    assert models.get(KEY, load) is models.get(KEY, load), "later requests try again"
+    assert load.calls == 3
+
+
+def test_threads_that_wait_for_a_failing_model_all_get_an_answer(models: Models) -> None:
+    load = Loader(*(OSError("no") for _ in range(1000)), seconds=0.01)
+    with ThreadPoolExecutor(8) as pool:
+        details = list(pool.map(lambda _: fails(models, load), range(8)))
+    assert details == [f"Failed to load model '{NAME}'"] * 8
+
+
+def test_any_other_exception_passes_and_jams_nothing(models: Models) -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        models.get(KEY, Loader(RuntimeError("a bug")))
+    assert models.get(KEY, Loader()) is not None
+
+
+def test_a_model_put_there_later_is_found(models: Models, tmp_path: Path) -> None:
+    key = ModelKey(Task.FACES, "buffalo_l", ModelType.DETECTION)
+    load = Loader()
+    path = tmp_path / "facial-recognition" / "buffalo_l" / "detection" / "model.onnx"
+    assert str(path) in fails(models, load, key)
+    assert load.calls == 0
+    put(path)
+    assert models.get(key, load) is not None
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "text": lambda _: b"not a model\n",
+    "zeros": lambda content: bytes(len(content)),
+    "half": half,
+    "header only": lambda content: content[:64],
+    "LFS pointer": lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+}
+JSON_DAMAGE = [b"", b"text", b"[]", b"null", b"5", b'"a"', b"{}", b"\xff\xfe", b"[" * 100_000]
+
+
+@pytest.fixture
+def copied(cache: Path, tmp_path: Path) -> Path:
+    """A cache folder of the test's own, with a CLIP and a detection model."""
+    for model in (f"clip/{CLIP}", f"facial-recognition/{FACES}/detection"):
+        shutil.copytree(cache / model, tmp_path / "copied" / model)
+    return tmp_path / "copied"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_graph_can_be_repaired(copied: Path, damage: str) -> None:
+    graph = copied / "facial-recognition" / FACES / "detection" / "model.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(DAMAGE[damage](whole))
+    before = contents(copied)
+    models = Models(ModelStore(copied), OnnxRuntimeEngine())
+    key = ModelKey(Task.FACES, FACES, ModelType.DETECTION)
+    for _ in range(2):
+        assert fails(models, FaceDetector.load, key) == f"Failed to load model '{FACES}'"
+    assert contents(copied) == before, "nothing is deleted or rewritten"
+    graph.write_bytes(whole)
+    assert isinstance(models.get(key, FaceDetector.load), FaceDetector)
+
+
+CONFIGURATIONS = {
+    "visual/preprocess_cfg.json": [
+        *(b'{"size":null}', b'{"size":[]}', b'{"size":"a"}', b'{"size":1e999}', b'{"size":32,"mean":5}'),
+        *(b'{"size":32,"interpolation":5}', b'{"size":32,"interpolation":"no"}'),
+    ],
+    "config.json": [
+        b'{"text_cfg":null}',
+        b'{"text_cfg":{"context_length":-1}}',
+        b'{"text_cfg":{"tokenizer_kwargs":5}}',
+    ],
+    "textual/tokenizer_config.json": [b'{"pad_token":null}', b'{"pad_token":5}', b'{"pad_token":"nope"}'],
+    "textual/tokenizer.json": [b'{"model":null}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, content) for name, more in CONFIGURATIONS.items() for content in JSON_DAMAGE + more]
+)
+def test_a_damaged_configuration_can_be_repaired(copied: Path, name: str, content: bytes) -> None:
+    path = copied / "clip" / CLIP / name
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    models = Models(ModelStore(copied), OnnxRuntimeEngine())
+
+    def get() -> object:
+        if name.startswith("visual"):
+            return models.get(ModelKey(Task.CLIP, CLIP, ModelType.VISUAL), ClipVisual.load)
+        return models.get(ModelKey(Task.CLIP, CLIP, ModelType.TEXTUAL), ClipTextual.load)
+
+    with pytest.raises(ModelUnavailableError, match=f"Failed to load model '{CLIP}'"):
+        get()
+    assert path.read_bytes() == content
+    path.write_bytes(whole)
+    assert get() is not None
+    path.unlink()
+    assert get() is not None, "it is in memory"
+
+
+def test_a_graph_of_another_kind_does_not_load(copied: Path) -> None:
+    detector = copied / "facial-recognition" / FACES / "detection" / "model.onnx"
+    for kind in ("visual", "textual"):
+        shutil.copyfile(copied / "clip" / CLIP / kind / "model.onnx", detector)
+        models = Models(ModelStore(copied), OnnxRuntimeEngine())
+        fails(models, FaceDetector.load, ModelKey(Task.FACES, FACES, ModelType.DETECTION))
+    put(copied / "ocr" / "mine" / "recognition" / "model.onnx", detector.read_bytes())
+    fails(models, TextRecognizer.load, ModelKey(Task.OCR, "mine", ModelType.RECOGNITION))
+
+
+def test_a_folder_in_place_of_a_graph(copied: Path) -> None:
+    graph = copied / "facial-recognition" / FACES / "detection" / "model.onnx"
+    graph.unlink()
+    graph.mkdir()
+    models = Models(ModelStore(copied), OnnxRuntimeEngine())
+    assert str(graph) in fails(models, FaceDetector.load, ModelKey(Task.FACES, FACES, ModelType.DETECTION))
+
+
+# ---------------------------------------------------------------- through the server
+
+
+def test_damaged_models_and_the_server(copied: Path, tmp_path: Path) -> None:
+    photo = packaged("insightface", "data/images/t1.jpg").read_bytes()
+    graph = copied / "facial-recognition" / FACES / "detection" / "model.onnx"
+    whole = graph.read_bytes()
+    faces = {"facial-recognition": {"detection": {"modelName": FACES, "options": {"minScore": 0.7}}}}
+    clip = {"clip": {"visual": {"modelName": CLIP}}}
+    (tmp_path / "server").mkdir()
+    with running_server(copied, tmp_path / "server") as server:
+        for damage in DAMAGE.values():
+            graph.write_bytes(damage(whole))
+            answer = server.predict(faces, photo)
+            assert answer.status_code == 500
+            assert answer.json() == {"detail": f"Failed to load model '{FACES}'"}
+            assert server.predict(faces | clip, photo).status_code == 500
+            assert server.predict(clip, photo).status_code == 200, "the rest goes on"
+        configuration = copied / "clip" / CLIP / "config.json"
+        text = configuration.read_bytes()
+        configuration.write_bytes(b"[]")
+        textual = {"clip": {"textual": {"modelName": CLIP}}}
+        assert server.predict(textual, text="sea").json() == {"detail": f"Failed to load model '{CLIP}'"}
+        configuration.write_bytes(text)
+        graph.write_bytes(whole)
+        assert server.predict(textual, text="sea").status_code == 200
+        assert len(server.predict(faces, photo).json()["facial-recognition"]["boxes"]) > 1
+        log = server.log.read_text()
+    assert "Traceback" not in log
+    assert str(graph) in log, "the log names the file"
+    assert [path.name for path in graph.parent.iterdir()] == ["model.onnx"]
