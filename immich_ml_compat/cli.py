@@ -8,9 +8,7 @@ from pathlib import Path
 
 from . import __version__
 from .catalog import EMBEDDED_OCR
-from .settings import ConfigurationError, load_settings
-
-_LOG_FORMAT = "%(asctime)s %(levelname)-8s %(message)s"
+from .settings import ConfigurationError, load_settings, set_up_logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,9 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = load_settings()
-        logging.basicConfig(
-            format=_LOG_FORMAT, level=_log_level(settings.log_level, options.command), stream=sys.stderr
-        )
+        set_up_logging(_log_level(settings.log_level, options.command))
         # Each command loads what it needs: `--help` should not wait for an inference engine.
         if options.command == "serve":
             from .serving import serve

@@ -45,6 +45,12 @@ class ModelFiles:
     config: Path
     """The whole model's configuration (open_clip's `config.json`); only CLIP has one."""
 
+    def size(self) -> int:
+        """Return the bytes of the graph, and of what lies in a folder of its own beside it: weights may."""
+        if self.graph.name != GRAPH:
+            return self.graph.stat().st_size
+        return sum(path.stat().st_size for path in self.graph.parent.iterdir() if path.is_file())
+
     def beside(self, name: str) -> Path:
         """Return the path of a file in the graph's folder."""
         return self.graph.with_name(name)

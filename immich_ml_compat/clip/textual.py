@@ -79,6 +79,10 @@ class ClipTextual:
         """Load the graph and its tokenizer. Raises EngineError, OSError, KeyError or ValueError."""
         return cls(files.name, engine.load(files.graph), Tokenization.read(files))
 
+    def warm(self) -> None:
+        """Run once."""
+        self.embed("")
+
     def embed(self, text: str, language: str | None = None) -> NDArray[np.float32]:
         """Embed a query: float32 [D], L2-normalised by the graph. Raises ModelOutputError."""
         ids, mask = self._tokenize(text, language)

@@ -89,6 +89,10 @@ class ClipVisual:
         config = json.loads(files.beside("preprocess_cfg.json").read_bytes())
         return cls(files.name, engine.load(files.graph), Preprocessing.read(config))
 
+    def warm(self) -> None:
+        """Run once."""
+        self.embed(Image.new("RGB", (self._preprocess.size, self._preprocess.size)))
+
     def embed(self, image: Image.Image) -> NDArray[np.float32]:
         """Embed an RGB image: float32 [D], L2-normalised by the graph. Raises ModelOutputError."""
         (embedding, *_) = self._session.run({self._session.inputs[0].name: self._preprocess(image)})

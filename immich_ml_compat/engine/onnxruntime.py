@@ -60,6 +60,7 @@ class OnnxRuntimeEngine:
     """
 
     device: Device = "auto"
+    device_id: int = 0
     intra_op_threads: int = 0
     inter_op_threads: int = 0
     arena: bool = True
@@ -85,8 +86,9 @@ class OnnxRuntimeEngine:
         provider = self.execution_provider
         if provider == _CUDA:
             ort.preload_dlls()  # finds the CUDA libraries that came as wheels
+        providers = [(provider, {"device_id": self.device_id} if provider == _CUDA else {}), (_CPU, {})]
         try:
-            session = ort.InferenceSession(path, options, providers=list(dict.fromkeys([provider, _CPU])))
+            session = ort.InferenceSession(path, options, providers=list(dict(providers).items()))
         except _ERRORS as error:
             raise EngineError(f"{path}: {error}") from error
         self._check_provider(provider, session.get_providers())

@@ -42,6 +42,10 @@ class TextDetector:
         """Load the graph. Raises EngineError."""
         return cls(files.name, engine.load(files.graph))
 
+    def warm(self) -> None:
+        """Run once, on a page of the usual size."""
+        self.detect(Image.new("RGB", (1104, 736)), 1.0, 736)
+
     def detect(self, image: Image.Image, min_score: float, max_resolution: int) -> TextBoxes:
         """Find the lines of an RGB image that score at least `min_score`.
 
