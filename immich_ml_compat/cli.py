@@ -23,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             serve(settings)
             return 0
+        if options.command == "doctor":
+            from .doctor import doctor
+
+            return doctor(settings)
         from .predicting import predict
 
         return predict(settings, options)
@@ -41,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="serve Immich's requests; settings come from the environment (see the README)")
+    commands.add_parser("doctor", help="try out what this machine and installation can do")
     _add_predict(commands.add_parser("predict", help="run models on one photo or text and print the answer"))
     return parser
 

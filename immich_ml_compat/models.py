@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 class Model(Protocol):
     """What the models of all tasks have in common."""
 
+    @property
+    def execution_provider(self) -> str:
+        """What the graph really runs on, by the engine's own name for it."""
+
     def warm(self) -> None:
         """Run once on nothing in particular: an engine's first run of a graph is its slowest."""
 
@@ -122,6 +126,12 @@ class Models:
             slot.model.warm()
             slot.stays = True
 
+    def execution_provider(self, key: ModelKey) -> str:
+        """Return what a model runs on, loading it if need be. Raises ModelUnavailableError."""
+        with self._borrow(key) as slot:
+            assert slot.model is not None
+            return slot.model.execution_provider
+
     def unload_expired(self) -> int:
         """Unload the models whose time to live is over; return how many are left, those in use included."""
         now = self._clock()
@@ -153,7 +163,8 @@ class Models:
             except (EngineError, OSError, ValueError, KeyError) as error:
                 log.error("Loading %s failed (attempt %d of %d): %s", key, attempt, _ATTEMPTS, error)
             else:
-                log.info("Loaded %s from %s in %.2f s", key, files.graph, self._clock() - start)
+                provider = slot.model.execution_provider
+                log.info("Loaded %s from %s on %s in %.2f s", key, files.graph, provider, self._clock() - start)
                 return
             finally:
                 slot.loading_since = None

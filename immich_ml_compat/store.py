@@ -82,6 +82,12 @@ class ModelStore:
         folder = self._folder(task, name)
         return any((folder / kind / GRAPH).is_file() for kind in ModelType)
 
+    def names(self, task: Task) -> list[str]:
+        """Return the models of a task that are on disk or installed, in whatever part."""
+        folder = self.folder / task
+        found = {path.name for path in folder.iterdir() if self.holds(task, path.name)} if folder.is_dir() else set()
+        return sorted(found | {key.name for key in self._embedded if key.task == task})
+
     def clip_dimension(self, name: str) -> int | None:
         """Return the embedding length that a CLIP model's `config.json` states, or None."""
         try:

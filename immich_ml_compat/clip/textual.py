@@ -79,6 +79,11 @@ class ClipTextual:
         """Load the graph and its tokenizer. Raises EngineError, OSError, KeyError or ValueError."""
         return cls(files.name, engine.load(files.graph), Tokenization.read(files))
 
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
     def warm(self) -> None:
         """Run once."""
         self.embed("")

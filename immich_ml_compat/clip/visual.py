@@ -89,6 +89,11 @@ class ClipVisual:
         config = json.loads(files.beside("preprocess_cfg.json").read_bytes())
         return cls(files.name, engine.load(files.graph), Preprocessing.read(config))
 
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
     def warm(self) -> None:
         """Run once."""
         self.embed(Image.new("RGB", (self._preprocess.size, self._preprocess.size)))

@@ -38,6 +38,11 @@ class FaceRecognizer:
             raise ValueError(f"{files.graph} takes {session.inputs[0].shape}, an ArcFace [batch, 3, 112, 112]")
         return cls(files.name, session, max_batch_size)
 
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
     def warm(self) -> None:
         """Run once."""
         self.embed(np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8), REFERENCE_LANDMARKS[None].astype(np.float32))

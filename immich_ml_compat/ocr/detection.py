@@ -42,6 +42,11 @@ class TextDetector:
         """Load the graph. Raises EngineError."""
         return cls(files.name, engine.load(files.graph))
 
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
     def warm(self) -> None:
         """Run once, on a page of the usual size."""
         self.detect(Image.new("RGB", (1104, 736)), 1.0, 736)

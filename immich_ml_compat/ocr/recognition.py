@@ -51,6 +51,11 @@ class TextRecognizer:
         session = engine.load(files.graph)
         return cls(files.name, session, read_characters(session, files), max_batch_size)
 
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
     def warm(self) -> None:
         """Run once."""
         self.read([np.zeros((LINE_HEIGHT, MIN_WIDTH, 3), np.uint8)])
