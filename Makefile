@@ -8,13 +8,20 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 
 export MACHINE_LEARNING_CACHE_FOLDER ?= model_cache
 
-.PHONY: serve test lint format lock clean
+.PHONY: serve test soak bench lint format lock clean
 
 serve: $(VENV)/.runtime
 	$(BIN)/immich-ml-compat serve
 
 test: lint
 	$(BIN)/pytest
+
+# What takes longer than a test may, with the models of the cache folder.
+soak: $(VENV)/.runtime
+	$(BIN)/python benchmarks/soak.py
+
+bench: $(VENV)/.runtime
+	$(BIN)/python benchmarks/processes.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

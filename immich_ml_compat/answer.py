@@ -21,11 +21,6 @@ def success(results: Mapping[str, Any], image_size: tuple[int, int] | None) -> A
     return Answer(200, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-def failure(status: int, detail: str) -> Answer:
-    """Build an error's answer, in FastAPI's form."""
-    return Answer(status, orjson.dumps({"detail": detail}))
-
-
 def embedding_text(embedding: NDArray[np.float32]) -> str:
     """Write float32 [D] as a JSON array, each number in its shortest form that reads back the same."""
     return orjson.dumps(embedding, option=orjson.OPT_SERIALIZE_NUMPY).decode()

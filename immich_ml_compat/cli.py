@@ -8,9 +8,7 @@ from pathlib import Path
 
 from . import __version__
 from .catalog import EMBEDDED_OCR
-from .settings import ConfigurationError, load_settings
-
-_LOG_FORMAT = "%(asctime)s %(levelname)-8s %(message)s"
+from .settings import ConfigurationError, load_settings, set_up_logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,15 +16,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = load_settings()
-        logging.basicConfig(
-            format=_LOG_FORMAT, level=_log_level(settings.log_level, options.command), stream=sys.stderr
-        )
+        set_up_logging(_log_level(settings.log_level, options.command))
         # Each command loads what it needs: `--help` should not wait for an inference engine.
         if options.command == "serve":
             from .serving import serve
 
             serve(settings)
             return 0
+        if options.command == "doctor":
+            from .doctor import doctor
+
+            return doctor(settings)
         from .predicting import predict
 
         return predict(settings, options)
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="serve Immich's requests; settings come from the environment (see the README)")
+    commands.add_parser("doctor", help="try out what this machine and installation can do")
     _add_predict(commands.add_parser("predict", help="run models on one photo or text and print the answer"))
     return parser
 

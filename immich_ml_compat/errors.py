@@ -3,6 +3,10 @@
 A detail names the thing, the cause and, where there is one, the remedy.
 """
 
+import orjson
+
+from .messages import Answer
+
 
 class RequestError(Exception):
     """A request that cannot be answered with a result."""
@@ -36,3 +40,8 @@ class ModelOutputError(RequestError):
     """A model ran and gave an output that must not be sent."""
 
     status = 500
+
+
+def failure(status: int, detail: str) -> Answer:
+    """Build an error's answer, in FastAPI's form."""
+    return Answer(status, orjson.dumps({"detail": detail}))

@@ -1,22 +1,24 @@
 """The HTTP face: the endpoints Immich calls, and nothing about models."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import anyio
-import anyio.to_thread
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
+from starlette.types import Lifespan
 
 from . import __version__
 from .messages import Answer, PredictRequest
 
-Answerer = Callable[[PredictRequest], Answer]
-"""Computes the answer to a request; may take long and is called from several threads."""
+Answerer = Callable[[PredictRequest], Awaitable[Answer]]
+"""Gets the answer to a request; it may take long."""
+
+Health = Callable[[], str | None]
+"""Says why nothing can be answered at present, or None."""
 
 _PREDICT_BODY = {
     "requestBody": {
@@ -48,24 +50,29 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(answer: Answerer, threads: int) -> FastAPI:
-    """Build the application; at most `threads` answers are computed at a time, further requests wait."""
-    limiter = anyio.CapacityLimiter(threads)
-    app = FastAPI(title="Immich ML", version=__version__)
+def create_app(answer: Answerer, health: Health, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """Build the application around what answers its requests."""
+    app = FastAPI(title="Immich ML", version=__version__, lifespan=lifespan)
 
     @app.get("/", summary="Say who is here")
     async def root() -> dict[str, str]:
         return {"message": "Immich ML"}
 
     @app.get("/ping", summary="Say that the server is up", response_class=PlainTextResponse)
-    async def ping() -> str:
-        return "pong"
+    async def ping() -> Response:
+        trouble = health()
+        return PlainTextResponse("pong") if trouble is None else PlainTextResponse(trouble, 503)
 
     @app.post("/predict", summary="Run models on an image or a text", openapi_extra=_PREDICT_BODY, responses=_ERRORS)
     async def predict(request: Request) -> Response:
         predict_request = await read_request(request)
-        result = await anyio.to_thread.run_sync(answer, predict_request, limiter=limiter)
+        result = await answer(predict_request)
         return Response(result.body, result.status, media_type="application/json")
+
+    @app.exception_handler(Exception)
+    async def internal_error(_: Request, __: Exception) -> Response:
+        # The server's log has the traceback; the client gets the form of every other error.
+        return JSONResponse({"detail": "Internal error; the server's log says where"}, 500)
 
     return app
 

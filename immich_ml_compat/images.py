@@ -41,7 +41,8 @@ _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode a picture to mode RGB: the first frame, alpha over white, EXIF orientation left alone.
+    """Decode a picture to mode RGB: the first frame, alpha over white, EXIF orientation left alone
+    (but for TIFF, whose own orientation Pillow applies).
 
     16-bit and floating-point samples are scaled to 8 bits, CMYK and Lab converted. Raises
     InvalidInputError for what is empty, no picture, cut short, broken, of no size or over MAX_PIXELS.
@@ -87,8 +88,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        paper = Image.new("RGB", image.size, "white")
+        paper.paste(image, mask=image.getchannel("A"))
+        return paper
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

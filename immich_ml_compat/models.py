@@ -1,22 +1,43 @@
-"""The models in memory: each loaded once, when first asked for, and shared by all requests."""
+"""The models in memory: loaded once for all who wait, shared by all requests, unloaded when nobody asks.
+
+A model is unloaded after its time to live without use, or earlier where the memory budget needs room, least
+recently used first; never while a request uses it, and never when it was preloaded.
+"""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
-from .catalog import EMBEDDED_OCR, Task
+from .catalog import EMBEDDED_OCR, ModelType, Task
 from .engine import Engine, EngineError
 from .errors import ModelUnavailableError
+from .memory import release
 from .settings import PREFIX
 from .store import ModelFiles, ModelKey, ModelStore
 
 log = logging.getLogger(__name__)
 
-ModelT = TypeVar("ModelT")
-Loader = Callable[[ModelFiles, Engine], ModelT]
+
+class Model(Protocol):
+    """What the models of all tasks have in common."""
+
+    @property
+    def execution_provider(self) -> str:
+        """What the graph really runs on, by the engine's own name for it."""
+
+    def warm(self) -> None:
+        """Run once on nothing in particular: an engine's first run of a graph is its slowest."""
+
+
+ModelT = TypeVar("ModelT", bound=Model)
+Loader = Callable[[ModelFiles, Engine], Model]
 """Makes a model ready to use from its files. Raises _LOADING_ERRORS."""
+
+Loaders = Mapping[tuple[Task, ModelType], Loader]
 
 _ATTEMPTS = 2
 
@@ -34,41 +55,157 @@ _LOADING_ERRORS = (
 )
 
 
-class Models:
-    """The models in memory. Safe to use from several threads; many waiting requests load a model once."""
+@dataclass(frozen=True)
+class Retention:
+    """How long models stay."""
 
-    def __init__(self, store: ModelStore, engine: Engine) -> None:
+    ttl_s: float = 300
+    """Seconds without use after which a model is unloaded; 0 or less: never."""
+
+    text_ttl_s: float | None = None
+    """The same for CLIP's text towers, which a person waits for; None: as the others."""
+
+    budget_bytes: int | None = None
+    """The most that all models together may take, by their files' sizes; None: no limit."""
+
+    def ttl(self, key: ModelKey) -> float:
+        """Return the seconds that apply to a model."""
+        return self.text_ttl_s if key.type == ModelType.TEXTUAL and self.text_ttl_s is not None else self.ttl_s
+
+
+@dataclass(eq=False)
+class _Slot:
+    """One model's place: empty, being loaded or loaded."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    model: Model | None = None
+    size: int = 0
+    users: int = 0
+    last_used: float = 0.0
+    loading_since: float | None = None
+    stays: bool = False
+
+
+class Models:
+    """The models in memory. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        engine: Engine,
+        loaders: Loaders,
+        retention: Retention = Retention(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._engine = engine
-        self._loaded: dict[ModelKey, Any] = {}
-        self._locks: dict[ModelKey, threading.Lock] = {}
+        self._loaders = loaders
+        self._retention = retention
+        self._clock = clock
+        self._slots: dict[ModelKey, _Slot] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: ModelKey, load: Loader[ModelT]) -> ModelT:
-        """Return the model, loading it if need be. Raises ModelUnavailableError."""
-        with self._lock:
-            if key in self._loaded:
-                return cast(ModelT, self._loaded[key])
-            loading = self._locks.setdefault(key, threading.Lock())
-        with loading:
-            if key not in self._loaded:
-                self._loaded[key] = self._load(key, load)
-            return cast(ModelT, self._loaded[key])
+    @contextmanager
+    def use(self, key: ModelKey, kind: type[ModelT]) -> Iterator[ModelT]:
+        """Lend a model of that class, loading it if need be; it stays at least until it is given back.
 
-    def _load(self, key: ModelKey, load: Loader[ModelT]) -> ModelT:
+        Raises ModelUnavailableError.
+        """
+        with self._borrow(key) as slot:
+            if not isinstance(slot.model, kind):
+                raise TypeError(f"{key} is a {type(slot.model).__name__}, not a {kind.__name__}")
+            yield slot.model
+
+    @contextmanager
+    def _borrow(self, key: ModelKey) -> Iterator[_Slot]:
+        with self._lock:
+            slot = self._slots.setdefault(key, _Slot())
+            slot.users += 1
+        try:
+            with slot.lock:
+                if slot.model is None:
+                    self._load(key, slot)
+            yield slot
+        finally:
+            with self._lock:
+                slot.users -= 1
+                slot.last_used = self._clock()
+                if slot.model is None and not slot.users:  # it did not load: the next request tries anew
+                    self._slots.pop(key, None)
+
+    def preload(self, key: ModelKey) -> None:
+        """Load and warm a model, and let it stay for ever. Raises ModelUnavailableError."""
+        with self._borrow(key) as slot:
+            assert slot.model is not None
+            slot.model.warm()
+            slot.stays = True
+
+    def execution_provider(self, key: ModelKey) -> str:
+        """Return what a model runs on, loading it if need be. Raises ModelUnavailableError."""
+        with self._borrow(key) as slot:
+            assert slot.model is not None
+            return slot.model.execution_provider
+
+    def unload_expired(self) -> int:
+        """Unload the models whose time to live is over; return how many are left, those in use included."""
+        now = self._clock()
+        with self._lock:
+            expired = [
+                key
+                for key, slot in self._slots.items()
+                if not slot.users and not slot.stays and 0 < self._retention.ttl(key) <= now - slot.last_used
+            ]
+            self._unload(expired, "not used for a while")
+            left = len(self._slots)
+        if expired:
+            release()
+        return left
+
+    def loading_seconds(self) -> float:
+        """Return for how long the slowest load that is running has been at it; 0 where none is."""
+        with self._lock:
+            starts = [slot.loading_since for slot in self._slots.values() if slot.loading_since is not None]
+        return self._clock() - min(starts) if starts else 0.0
+
+    def _load(self, key: ModelKey, slot: _Slot) -> None:
         files = self._store.find(key)
         if files is None:
             raise ModelUnavailableError(self._missing(key))
+        slot.size = files.size()
+        self._make_room(slot)
         for attempt in range(1, _ATTEMPTS + 1):
-            start = time.monotonic()
+            slot.loading_since = start = self._clock()
             try:
-                model = load(files, self._engine)
+                slot.model = self._loaders[key.task, key.type](files, self._engine)
             except _LOADING_ERRORS as error:
                 log.error("Loading %s failed (attempt %d of %d): %s", key, attempt, _ATTEMPTS, error)
             else:
-                log.info("Loaded %s from %s in %.2f s", key, files.graph, time.monotonic() - start)
-                return model
+                provider = slot.model.execution_provider
+                log.info("Loaded %s from %s on %s in %.2f s", key, files.graph, provider, self._clock() - start)
+                return
+            finally:
+                slot.loading_since = None
         raise ModelUnavailableError(f"Failed to load model '{key.name}'")
+
+    def _make_room(self, wanting: _Slot) -> None:
+        """Unload what was used least recently until the wanted model fits the budget, as far as others let go."""
+        if self._retention.budget_bytes is None:
+            return
+        with self._lock:
+            taken = sum(slot.size for slot in self._slots.values() if slot.model is not None)
+            excess = taken + wanting.size - self._retention.budget_bytes
+            evicted: list[ModelKey] = []
+            for key, slot in sorted(self._slots.items(), key=lambda item: item[1].last_used):
+                if excess > 0 and slot.model is not None and not slot.users and not slot.stays:
+                    evicted.append(key)
+                    excess -= slot.size
+            self._unload(evicted, "the memory budget needs room")
+        release()
+
+    def _unload(self, keys: list[ModelKey], reason: str) -> None:
+        for key in keys:
+            if self._slots.pop(key).model is not None:
+                log.info("Unloaded %s: %s", key, reason)
 
     def _missing(self, key: ModelKey) -> str:
         message = f"Model '{key.name}' is not on this server: {self._store.location(key)} does not exist."

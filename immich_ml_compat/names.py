@@ -1,27 +1,23 @@
 """Which model answers which name: the known names, those on disk, and the aliases of the settings."""
 
-import logging
 from collections.abc import Mapping
 
-from .catalog import CLIP_DIMENSIONS, NAMES, Task, clean_name
+from .catalog import CLIP_DIMENSIONS, NAMES, ModelType, Task, clean_name
 from .settings import PREFIX, ConfigurationError
-from .store import ModelStore
-
-log = logging.getLogger(__name__)
+from .store import ModelKey, ModelStore
 
 _VARIABLE = f"{PREFIX}MODEL_ALIASES"
 
 
 class ModelNames:
-    """Resolves the names in requests. Aliases are checked, and each logged, when this is made."""
+    """Resolves the names in requests. Aliases are checked when this is made."""
 
     def __init__(self, store: ModelStore, aliases: Mapping[str, str]) -> None:
         """Raises ConfigurationError for an alias whose two models do not serve the same purpose."""
         self._store = store
         self._aliases: dict[tuple[Task, str], str] = {}
         for alias, name in aliases.items():
-            task = self._add_alias(clean_name(alias), clean_name(name))
-            log.info("Alias in force: %s requests for %s are answered by %s", task, alias, name)
+            self._add_alias(clean_name(alias), clean_name(name))
 
     def resolve(self, task: Task, name: str) -> str | None:
         """Return the name of the model that answers for `name`, or None where nothing does."""
@@ -29,7 +25,16 @@ class ModelNames:
             return alias
         return name if name in NAMES[task] or self._store.holds(task, name) else None
 
-    def _add_alias(self, alias: str, name: str) -> Task:
+    def substitutions(self) -> list[str]:
+        """Return a sentence for each alias in force."""
+        return [f"{task} requests for {alias} are answered by {name}" for (task, alias), name in self._aliases.items()]
+
+    def key(self, task: Task, kind: ModelType, name: str) -> ModelKey | None:
+        """Return the key of the graph that answers for a name as a request or a setting gives it, or None."""
+        resolved = self.resolve(task, clean_name(name))
+        return ModelKey(task, resolved, kind) if resolved is not None else None
+
+    def _add_alias(self, alias: str, name: str) -> None:
         task = self._task(name)
         if task is None:
             raise ConfigurationError(
@@ -41,7 +46,6 @@ class ModelNames:
         if task == Task.CLIP:
             self._require_equal_dimension(alias, name)
         self._aliases[task, alias] = name
-        return task
 
     def _task(self, name: str) -> Task | None:
         known = next((task for task in Task if name in NAMES[task]), None)

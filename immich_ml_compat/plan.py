@@ -12,8 +12,9 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from .catalog import ModelType, Task, clean_name
+from .catalog import ModelType, Task
 from .errors import InvalidInputError, InvalidRequestError
+from .messages import PredictRequest
 from .names import ModelNames
 from .store import ModelKey
 
@@ -148,6 +149,18 @@ _ENTRIES = TypeAdapter(with_config(_STRICT)(_Entries))
 INVALID = "Invalid request format."
 
 
+def plan_request(request: PredictRequest, names: ModelNames) -> Plan:
+    """Parse a request's entries and check that its image or text is what they take. Raises RequestError."""
+    plan = parse_plan(request.entries, names)
+    if request.image is None and not request.text:
+        raise InvalidInputError("Either image or text must be provided")
+    if request.image is not None and plan.clip_text is not None:
+        raise InvalidInputError(f"Model '{plan.clip_text.model.name}' of type textual takes a text, not an image")
+    if request.image is None and plan.needs_image:
+        raise InvalidInputError("The request has a text, but a task in it takes an image")
+    return plan
+
+
 def parse_plan(entries: str, names: ModelNames) -> Plan:
     """Turn the text of `entries` into a plan.
 
@@ -217,10 +230,10 @@ def _require_detection(recognition: object, task: Task) -> None:
 
 
 def _key(entry: _Entry[Any], task: Task, kind: ModelType, names: ModelNames) -> ModelKey:
-    name = names.resolve(task, clean_name(entry.modelName))
-    if name is None:
+    key = names.key(task, kind, entry.modelName)
+    if key is None:
         raise InvalidRequestError(f"{INVALID} Unknown model for {task}: {entry.modelName[:200]!r}.")
-    return ModelKey(task, name, kind)
+    return key
 
 
 def _explain(error: Any) -> str:

@@ -1,89 +1,93 @@
 """Answers one request: entries → plan → decoded input → each task's model → answer.
 
-This is all of inference as the HTTP face sees it: a raw request in, an answer out.
+This is all of inference as the front sees it: a raw request in, an answer out.
 """
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from PIL import Image
 
-from . import answer
-from .catalog import Task
+from .answer import success
+from .catalog import ModelType, Task
 from .clip import embed_image, embed_text
 from .engine import EngineError
 from .engine.onnxruntime import OnnxRuntimeEngine
-from .errors import InvalidInputError, RequestError
+from .errors import ModelUnavailableError, RequestError, failure
 from .faces import find_faces
 from .images import decode
+from .loaders import loaders
 from .messages import Answer, PredictRequest
-from .models import Models
+from .models import Models, Retention
 from .names import ModelNames
 from .ocr import read_text
-from .plan import Plan, parse_plan
+from .plan import Plan, plan_request
 from .settings import ConfigurationError, Settings
 from .store import ModelStore
 
 log = logging.getLogger(__name__)
 
+_MEGABYTE = 1_000_000
+
 
 class Service:
     """The models and the names they answer to. Safe to use from several threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, device_id: int = 0) -> None:
         """Raises ConfigurationError for settings that do not fit the machine or the models at hand."""
-        self._settings = settings
         store = ModelStore(settings.cache_folder)
         self._names = ModelNames(store, settings.model_aliases)
+        self._orientation = settings.ocr_orientation
         engine = OnnxRuntimeEngine(
-            settings.device, settings.model_intra_op_threads, settings.model_inter_op_threads, settings.model_arena
+            settings.device,
+            device_id,
+            settings.model_intra_op_threads,
+            settings.model_inter_op_threads,
+            settings.model_arena,
         )
         try:
             log.info("Models run in ONNX Runtime on %s", engine.execution_provider)
         except EngineError as error:
             raise ConfigurationError(f"MACHINE_LEARNING_DEVICE={settings.device}: {error}") from error
-        self._models = Models(store, engine)
+        budget = settings.memory_budget_mb
+        retention = Retention(settings.model_ttl, settings.text_model_ttl, budget * _MEGABYTE if budget else None)
+        self.models = Models(store, engine, loaders(settings.max_batch_size), retention)
 
     def answer(self, request: PredictRequest) -> Answer:
         """Answer a request; whatever is wrong with it or with a model becomes an answer too."""
         try:
-            plan = parse_plan(request.entries, self._names)
+            plan = plan_request(request, self._names)
             if request.image is not None:
-                return self._answer_image(plan, request.image)
-            if request.text:
-                return self._answer_text(plan, request.text)
-            raise InvalidInputError("Either image or text must be provided")
+                image = decode(request.image)
+                return success(self._run(plan, image), image.size)
+            assert plan.clip_text is not None
+            assert request.text is not None
+            return success({Task.CLIP: embed_text(plan.clip_text, request.text, self.models)}, None)
         except RequestError as error:
             log.log(logging.ERROR if error.status >= 500 else logging.INFO, "%d: %s", error.status, error.detail)
-            return answer.failure(error.status, error.detail)
+            return failure(error.status, error.detail)
         except EngineError as error:
             log.error("Inference failed: %s", error)
-            return answer.failure(500, "Inference failed; the server's log says why")
+            return failure(500, "Inference failed; the server's log says why")
 
-    def _answer_image(self, plan: Plan, data: bytes) -> Answer:
-        if plan.clip_text is not None:
-            raise InvalidInputError(f"Model '{plan.clip_text.model.name}' of type textual takes a text, not an image")
-        image = decode(data)
-        return answer.success(self._run(plan, image), image.size)
-
-    def _answer_text(self, plan: Plan, text: str) -> Answer:
-        if plan.clip_text is None or plan.needs_image:
-            raise InvalidInputError("The request has a text, but a task in it takes an image")
-        return answer.success({Task.CLIP: embed_text(plan.clip_text, text, self._models)}, None)
+    def preload(self, models: Iterable[tuple[Task, ModelType, str]]) -> None:
+        """Load and warm models, and let them stay. One that cannot be loaded is logged and left out."""
+        for task, kind, name in models:
+            key = self._names.key(task, kind, name)
+            try:
+                if key is None:
+                    raise ModelUnavailableError(f"there is no {task} model of that name")
+                self.models.preload(key)
+            except (RequestError, EngineError) as error:
+                log.error("Preloading %s (%s) failed: %s", name, kind, error)
 
     def _run(self, plan: Plan, image: Image.Image) -> dict[str, Any]:
         results: dict[str, Any] = {}
         if plan.clip_image is not None:
-            results[Task.CLIP] = embed_image(plan.clip_image, image, self._models)
+            results[Task.CLIP] = embed_image(plan.clip_image, image, self.models)
         if plan.faces is not None:
-            batch = self._settings.max_batch_size.facial_recognition
-            results[Task.FACES] = find_faces(plan.faces, image, self._models, batch)
+            results[Task.FACES] = find_faces(plan.faces, image, self.models)
         if plan.ocr is not None:
-            results[Task.OCR] = read_text(
-                plan.ocr,
-                image,
-                self._models,
-                max_batch_size=self._settings.max_batch_size.ocr,
-                orientation=self._settings.ocr_orientation,
-            )
+            results[Task.OCR] = read_text(plan.ocr, image, self.models, orientation=self._orientation)
         return results

@@ -1,33 +1,104 @@
-"""Serving: the listening socket and the HTTP server on it."""
+"""Serving: the front process, with the listening socket, the HTTP server on it and the workers behind it.
 
+It stays small: nothing it imports loads numpy, OpenCV or an inference engine.
+"""
+
+import asyncio
 import logging
+import signal
 import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import uvicorn
+from fastapi import FastAPI
 
+from .dispatch import Dispatcher
+from .environment import report_environment
+from .errors import RequestError, failure
 from .http_api import create_app
-from .service import Service
+from .messages import Answer, PredictRequest
+from .names import ModelNames
+from .plan import plan_request
+from .process import Patience, WorkerProcess
 from .settings import ConfigurationError, Settings
+from .store import ModelStore
 
 log = logging.getLogger(__name__)
 
+_SHUTDOWN_S = 8
+
 
 def serve(settings: Settings) -> None:
-    """Serve until stopped by SIGINT or SIGTERM. Raises ConfigurationError where the address cannot be used."""
+    """Serve until stopped by SIGINT or SIGTERM. Raises ConfigurationError for settings that cannot be used."""
+    report_environment()
+    names = ModelNames(ModelStore(settings.cache_folder), settings.model_aliases)
+    for substitution in names.substitutions():
+        log.info("Alias in force: %s", substitution)
+    check_preload(settings, names)
     listener = listen(settings.host, settings.port)
-    service = Service(settings)
-    app = create_app(service.answer, max(1, settings.request_threads))
     config = uvicorn.Config(
-        app,
+        build_app(settings, names),
         log_config=None,
-        log_level=settings.log_level,
+        log_level=max(settings.log_level, logging.WARNING),
         access_log=False,
         timeout_keep_alive=settings.http_keepalive_timeout_s,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
         server_header=False,
     )
     host, port = listener.getsockname()[:2]
     log.info("Serving on %s", f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """An HTTP server for which being asked to stop is no failure: its exit code is then 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGINT and SIGTERM, at once on a second one; uvicorn's own would die of them in the end."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+def build_app(settings: Settings, names: ModelNames) -> FastAPI:
+    """Put the HTTP face before a queue with its workers."""
+    dispatcher = Dispatcher(
+        [device_id for device_id in settings.device_ids for _ in range(settings.workers)],
+        partial(
+            WorkerProcess.start, patience=Patience(settings.worker_heartbeat_timeout_s, float(settings.worker_timeout))
+        ),
+        keep_running=bool(settings.preload.models()),
+    )
+
+    async def answer(request: PredictRequest) -> Answer:
+        # What is wrong with a request is said here: no worker has to be started for it.
+        try:
+            plan_request(request, names)
+        except RequestError as error:
+            log.info("%d: %s", error.status, error.detail)
+            return failure(error.status, error.detail)
+        return await dispatcher.answer(request)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        dispatcher.open()
+        yield
+        await dispatcher.close()
+
+    return create_app(answer, lambda: dispatcher.trouble, lifespan)
+
+
+def check_preload(settings: Settings, names: ModelNames) -> None:
+    """Raise ConfigurationError for a model to preload that nothing can answer for."""
+    for task, kind, name in settings.preload.models():
+        if names.key(task, kind, name) is None:
+            raise ConfigurationError(
+                f"MACHINE_LEARNING_PRELOAD: {name} is no {task} model that Immich knows, nor one in the cache folder"
+            )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -7,11 +7,14 @@ Kubernetes injects `MACHINE_LEARNING_PORT=tcp://…` for a service called `machi
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from .catalog import ModelType, Task
 
 PREFIX = "MACHINE_LEARNING_"
 
@@ -42,6 +45,10 @@ def _log_level(value: object) -> object:
     return value
 
 
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 def _available_cores() -> int:
     # A container may be given fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -55,6 +62,42 @@ class MaxBatchSize(BaseModel):
 
     facial_recognition: BatchSize | None = None
     ocr: BatchSize | None = None
+
+
+class ClipPreload(BaseModel):
+    """CLIP models to load at start, comma-separated."""
+
+    textual: str = ""
+    visual: str = ""
+
+
+class DetectorPreload(BaseModel):
+    """Face or OCR models to load at start, comma-separated."""
+
+    detection: str = ""
+    recognition: str = ""
+
+
+class Preload(BaseModel):
+    """Models that are loaded at start and stay, by task and type."""
+
+    clip: ClipPreload = ClipPreload()
+    facial_recognition: DetectorPreload = DetectorPreload()
+    ocr: DetectorPreload = DetectorPreload()
+
+    def models(self) -> list[tuple[Task, ModelType, str]]:
+        """Return the task, type and name of each."""
+        names = [
+            (Task.CLIP, ModelType.TEXTUAL, self.clip.textual),
+            (Task.CLIP, ModelType.VISUAL, self.clip.visual),
+            (Task.FACES, ModelType.DETECTION, self.facial_recognition.detection),
+            (Task.FACES, ModelType.RECOGNITION, self.facial_recognition.recognition),
+            (Task.OCR, ModelType.DETECTION, self.ocr.detection),
+            (Task.OCR, ModelType.RECOGNITION, self.ocr.recognition),
+        ]
+        return [
+            (task, kind, name.strip()) for task, kind, listed in names for name in listed.split(",") if name.strip()
+        ]
 
 
 class Settings(BaseSettings):
@@ -76,6 +119,33 @@ class Settings(BaseSettings):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run: `auto` is the GPU where the installed ONNX Runtime can use one."""
+
+    device_ids: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_comma_separated)] = (0,)
+    """The GPUs to use, comma-separated; each has workers of its own."""
+
+    workers: int = Field(default=1, ge=1)
+    """Inference processes per device."""
+
+    worker_timeout: int = Field(default=300, ge=0)
+    """Seconds a model may take to load before its worker is taken for hung; 0: any."""
+
+    worker_heartbeat_timeout_s: float = Field(default=30, gt=1)
+    """Seconds of silence after which a worker is taken for hung."""
+
+    model_ttl: int = 300
+    """Seconds without use after which a model is unloaded; 0 or less: never."""
+
+    text_model_ttl: int | None = None
+    """The same for CLIP's text towers alone, which a person waits for."""
+
+    model_ttl_poll_s: float = Field(default=10, gt=0)
+    """Seconds between looks at the models' times."""
+
+    memory_budget_mb: int | None = Field(default=None, ge=1)
+    """The most megabytes that the models of a worker may take, by their files' sizes."""
+
+    preload: Preload = Preload()
+    """Models that are loaded at start and stay."""
 
     model_intra_op_threads: int = Field(default=0, ge=0)
     """Threads inside one operator; 0 leaves it to the engine."""
@@ -104,6 +174,11 @@ class Settings(BaseSettings):
     )
 
 
+def set_up_logging(level: int) -> None:
+    """Log to standard error, every process in the same form."""
+    logging.basicConfig(format="%(asctime)s %(levelname)-8s %(message)s", level=level, stream=sys.stderr)
+
+
 def load_settings() -> Settings:
     """Read the settings from the environment. Raises ConfigurationError for a value that cannot be used."""
     try:
@@ -118,6 +193,6 @@ def load_settings() -> Settings:
 
 
 def _explain(location: tuple[int | str, ...], value: object, message: str) -> str:
-    name = "__".join(str(part) for part in location).upper()
+    name = "__".join(part for part in location if isinstance(part, str)).upper()
     variable = name if name.startswith("IMMICH_") else PREFIX + name
     return f"{variable}={value}: {message.removeprefix('Value error, ')}"

@@ -47,6 +47,12 @@ class ModelFiles:
     config: Path
     """The whole model's configuration (open_clip's `config.json`); only CLIP has one."""
 
+    def size(self) -> int:
+        """Return the bytes of the graph, and of what lies in a folder of its own beside it: weights may."""
+        if self.graph.name != GRAPH:
+            return self.graph.stat().st_size
+        return sum(path.stat().st_size for path in self.graph.parent.iterdir() if path.is_file())
+
     def beside(self, name: str) -> Path:
         """Return the path of a file in the graph's folder."""
         return self.graph.with_name(name)
@@ -77,6 +83,12 @@ class ModelStore:
             return False
         folder = self._folder(task, name)
         return any((folder / kind / GRAPH).is_file() for kind in ModelType)
+
+    def names(self, task: Task) -> list[str]:
+        """Return the models of a task that are on disk or installed, in whatever part."""
+        folder = self.folder / task
+        found = {path.name for path in folder.iterdir() if self.holds(task, path.name)} if folder.is_dir() else set()
+        return sorted(found | {key.name for key in self._embedded if key.task == task})
 
     def clip_dimension(self, name: str) -> int | None:
         """Return the embedding length that a CLIP model's `config.json` states, or None."""

@@ -2,14 +2,15 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import anyio.to_thread
 import httpx
 import pytest
 import uvicorn
 
-from immich_ml_compat.http_api import Answerer, create_app
+from immich_ml_compat.http_api import create_app
 from immich_ml_compat.messages import Answer, PredictRequest
 
 ENTRIES = '{"clip":{"visual":{"modelName":"ViT-B-32__openai"}}}'
@@ -21,10 +22,15 @@ UNFINISHED_PART = pytest.mark.filterwarnings("ignore:Unclosed file <tempfile.Spo
 
 
 @contextmanager
-def serving(answer: Answerer, threads: int = 2) -> Iterator[str]:
+def serving(answer: Callable[[PredictRequest], Answer], threads: int = 2) -> Iterator[str]:
     """Serve an answerer from a thread; yield the address."""
+    limiter = anyio.CapacityLimiter(threads)
+
+    async def in_thread(request: PredictRequest) -> Answer:
+        return await anyio.to_thread.run_sync(answer, request, limiter=limiter)
+
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(answer, threads), log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(create_app(in_thread, lambda: None), log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

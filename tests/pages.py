@@ -105,6 +105,7 @@ class FakeSession:
     input_shape: tuple[int | None, ...] = (None, 3, None, None)
     output_shapes: Sequence[tuple[int | None, ...]] = ((None, None, None),)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    execution_provider: str = "fake"
     runs: list[Array] = field(default_factory=list)
 
     @property

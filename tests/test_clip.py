@@ -205,6 +205,7 @@ class OneOutput:
 
     inputs: Sequence[TensorInfo] = [TensorInfo("image", np.dtype(np.float32), (1, 3, 32, 32))]
     outputs: Sequence[TensorInfo] = []
+    execution_provider: str = "fake"
     metadata: Mapping[str, str] = {}
 
     def __init__(self, output: Array) -> None:

@@ -15,16 +15,16 @@ from immich_ml_compat.catalog import ModelType, Task
 from immich_ml_compat.clip.textual import ClipTextual
 from immich_ml_compat.clip.visual import ClipVisual
 from immich_ml_compat.engine import Engine, EngineError
-from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
 from immich_ml_compat.errors import ModelUnavailableError
 from immich_ml_compat.faces.detection import FaceDetector
-from immich_ml_compat.models import Models
+from immich_ml_compat.models import Model
 from immich_ml_compat.ocr.recognition import TextRecognizer
-from immich_ml_compat.store import ModelFiles, ModelKey, ModelStore
+from immich_ml_compat.store import ModelFiles, ModelKey
 
 from .model_folders import CLIP, FACES
 from .oracles import packaged
 from .server import running_server
+from .shelf import FakeModel, Shelf
 
 NAME = "ViT-B-16__openai"
 KEY = ModelKey(Task.CLIP, NAME, ModelType.VISUAL)
@@ -39,22 +39,22 @@ class Loader:
         self.calls = 0
         self._lock = threading.Lock()
 
-    def __call__(self, _files: ModelFiles, _engine: Engine) -> object:
+    def __call__(self, _files: ModelFiles, _engine: Engine) -> Model:
         with self._lock:
             self.calls += 1
             error = self.errors.pop(0) if self.errors else None
         time.sleep(self.seconds)
         if error is not None:
             raise error
-        return object()
+        return FakeModel()
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> Models:
+def models(tmp_path: Path) -> Shelf:
     """Models over a folder with one file that stands for a graph."""
     put(tmp_path / "clip" / NAME / "visual" / "model.onnx")
     put(tmp_path / "clip" / NAME / "textual" / "model.onnx")
-    return Models(ModelStore(tmp_path), OnnxRuntimeEngine())
+    return Shelf(tmp_path)
 
 
 def put(path: Path, content: bytes = b"graph") -> None:
@@ -62,7 +62,7 @@ def put(path: Path, content: bytes = b"graph") -> None:
     path.write_bytes(content)
 
 
-def fails(models: Models, load: Callable[[ModelFiles, Engine], object], key: ModelKey = KEY) -> str:
+def fails(models: Shelf, load: Callable[[ModelFiles, Engine], Model], key: ModelKey = KEY) -> str:
     with pytest.raises(ModelUnavailableError) as caught:
         models.get(key, load)
     assert caught.value.status == 500
@@ -72,7 +72,7 @@ def fails(models: Models, load: Callable[[ModelFiles, Engine], object], key: Mod
 # ---------------------------------------------------------------- loading
 
 
-def test_sixteen_waiting_threads_load_once(models: Models) -> None:
+def test_sixteen_waiting_threads_load_once(models: Shelf) -> None:
     load = Loader(seconds=0.3)
     together = threading.Barrier(16)
 
@@ -88,26 +88,28 @@ def test_sixteen_waiting_threads_load_once(models: Models) -> None:
     assert load.calls == 1
 
 
-def test_one_model_loads_while_another_does(models: Models) -> None:
+def test_one_model_loads_while_another_does(models: Shelf) -> None:
     started, go_on = threading.Event(), threading.Event()
+    slow_model = FakeModel("slow")
 
-    def slow(_files: ModelFiles, _engine: Engine) -> str:
+    def slow(_files: ModelFiles, _engine: Engine) -> Model:
         started.set()
         assert go_on.wait(30)
-        return "slow"
+        return slow_model
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(models.get, KEY, slow)
         try:
             assert started.wait(30)
             other = ModelKey(Task.CLIP, NAME, ModelType.TEXTUAL)
-            assert models.get(other, lambda _files, _engine: "quick") == "quick"
+            quick = FakeModel("quick")
+            assert models.get(other, lambda _files, _engine: quick) is quick
         finally:
             go_on.set()
-        assert waiting.result(30) == "slow"
+        assert waiting.result(30) == slow_model
 
 
-def test_two_attempts(models: Models, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_attempts(models: Shelf, caplog: pytest.LogCaptureFixture) -> None:
     load = Loader(EngineError("first"))
     models.get(KEY, load)
     assert load.calls == 2
@@ -116,7 +118,7 @@ def test_two_attempts(models: Models, caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("error", [EngineError, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError])
-def test_two_failures_are_an_error_with_the_contracts_words(models: Models, error: type[Exception]) -> None:
+def test_two_failures_are_an_error_with_the_contracts_words(models: Shelf, error: type[Exception]) -> None:
     load = Loader(error("a"), error("b"))
     assert fails(models, load) == f"Failed to load model '{NAME}'"
     assert load.calls == 2
@@ -124,20 +126,20 @@ def test_two_failures_are_an_error_with_the_contracts_words(models: Models, erro
     assert load.calls == 3
 
 
-def test_threads_that_wait_for_a_failing_model_all_get_an_answer(models: Models) -> None:
+def test_threads_that_wait_for_a_failing_model_all_get_an_answer(models: Shelf) -> None:
     load = Loader(*(OSError("no") for _ in range(1000)), seconds=0.01)
     with ThreadPoolExecutor(8) as pool:
         details = list(pool.map(lambda _: fails(models, load), range(8)))
     assert details == [f"Failed to load model '{NAME}'"] * 8
 
 
-def test_any_other_exception_passes_and_jams_nothing(models: Models) -> None:
+def test_any_other_exception_passes_and_jams_nothing(models: Shelf) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         models.get(KEY, Loader(RuntimeError("a bug")))
     assert models.get(KEY, Loader()) is not None
 
 
-def test_a_model_put_there_later_is_found(models: Models, tmp_path: Path) -> None:
+def test_a_model_put_there_later_is_found(models: Shelf, tmp_path: Path) -> None:
     key = ModelKey(Task.FACES, "buffalo_l", ModelType.DETECTION)
     load = Loader()
     path = tmp_path / "facial-recognition" / "buffalo_l" / "detection" / "model.onnx"
@@ -184,7 +186,7 @@ def test_a_damaged_graph_can_be_repaired(copied: Path, damage: str) -> None:
     whole = graph.read_bytes()
     graph.write_bytes(DAMAGE[damage](whole))
     before = contents(copied)
-    models = Models(ModelStore(copied), OnnxRuntimeEngine())
+    models = Shelf(copied)
     key = ModelKey(Task.FACES, FACES, ModelType.DETECTION)
     for _ in range(2):
         assert fails(models, FaceDetector.load, key) == f"Failed to load model '{FACES}'"
@@ -215,7 +217,7 @@ def test_a_damaged_configuration_can_be_repaired(copied: Path, name: str, conten
     path = copied / "clip" / CLIP / name
     whole = path.read_bytes()
     path.write_bytes(content)
-    models = Models(ModelStore(copied), OnnxRuntimeEngine())
+    models = Shelf(copied)
 
     def get() -> object:
         if name.startswith("visual"):
@@ -235,7 +237,7 @@ def test_a_graph_of_another_kind_does_not_load(copied: Path) -> None:
     detector = copied / "facial-recognition" / FACES / "detection" / "model.onnx"
     for kind in ("visual", "textual"):
         shutil.copyfile(copied / "clip" / CLIP / kind / "model.onnx", detector)
-        models = Models(ModelStore(copied), OnnxRuntimeEngine())
+        models = Shelf(copied)
         fails(models, FaceDetector.load, ModelKey(Task.FACES, FACES, ModelType.DETECTION))
     put(copied / "ocr" / "mine" / "recognition" / "model.onnx", detector.read_bytes())
     fails(models, TextRecognizer.load, ModelKey(Task.OCR, "mine", ModelType.RECOGNITION))
@@ -245,7 +247,7 @@ def test_a_folder_in_place_of_a_graph(copied: Path) -> None:
     graph = copied / "facial-recognition" / FACES / "detection" / "model.onnx"
     graph.unlink()
     graph.mkdir()
-    models = Models(ModelStore(copied), OnnxRuntimeEngine())
+    models = Shelf(copied)
     assert str(graph) in fails(models, FaceDetector.load, ModelKey(Task.FACES, FACES, ModelType.DETECTION))
 
 

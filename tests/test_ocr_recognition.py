@@ -19,6 +19,7 @@ from immich_ml_compat.engine import Array
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
 from immich_ml_compat.errors import ModelOutputError
 from immich_ml_compat.images import decode as decode_image
+from immich_ml_compat.loaders import loaders
 from immich_ml_compat.models import Models
 from immich_ml_compat.ocr import read_text
 from immich_ml_compat.ocr.crops import LINE_HEIGHT, MAX_ASPECT_RATIO, cut_line, split_line
@@ -33,6 +34,7 @@ from immich_ml_compat.ocr.recognition import (
     read_characters,
 )
 from immich_ml_compat.plan import Ocr
+from immich_ml_compat.settings import MaxBatchSize
 from immich_ml_compat.store import ModelFiles, ModelKey, ModelStore
 
 from .model_folders import OCR
@@ -333,13 +335,16 @@ def test_lines_without_text_or_score_are_dropped(tmp_path: Path, min_text_score:
         blank = [np.tile(spell("")[:1], (length - len(s), 1)) for s in spelled]
         return [np.stack([np.concatenate(pair) for pair in zip(spelled, blank, strict=True)])]
 
-    sessions = {"detection": FakeSession(lambda x: [probabilities]), "recognition": fake_recognizer(read)}
+    sessions = {
+        "detection": FakeSession(lambda x: [probabilities], output_shapes=[(None, 1, None, None)]),
+        "recognition": fake_recognizer(read),
+    }
     for kind in sessions:
         (tmp_path / "ocr" / OCR / kind).mkdir(parents=True)
         (tmp_path / "ocr" / OCR / kind / "model.onnx").touch()
     step = Ocr(ASKED.detector, ASKED.recognizer, min_text_score=min_text_score)
-    models = Models(ModelStore(tmp_path), FakeEngine(sessions))
-    answer = read_text(step, Image.fromarray(picture), models, max_batch_size=None, orientation=False)
+    models = Models(ModelStore(tmp_path), FakeEngine(sessions), loaders(MaxBatchSize()))
+    answer = read_text(step, Image.fromarray(picture), models, orientation=False)
     assert answer["text"] == [SHADES[shade][0] for shade in kept]
     share = 260 * 20 / (261 * 21)  # dilation adds a row and a column to each bar
     np.testing.assert_allclose(answer["boxScore"], [share * BOX_SCORES[shade] for shade in kept], atol=1e-6)
@@ -350,10 +355,11 @@ def test_lines_without_text_or_score_are_dropped(tmp_path: Path, min_text_score:
 def test_box_score_stays_with_its_line(cache: Path) -> None:
     lines = [((30, 20), ENGLISH[0]), ((200, 75), CHINESE[1]), ((30, 130), "28 April"), ((60, 185), CHINESE[3])]
     image = page((720, 250), lines)
-    models = Models(ModelStore(cache), OnnxRuntimeEngine())
-    boxes = models.get(ASKED.detector, TextDetector.load).detect(image, ASKED.min_box_score, ASKED.max_resolution)
+    models = Models(ModelStore(cache), OnnxRuntimeEngine(), loaders(MaxBatchSize()))
+    with models.use(ASKED.detector, TextDetector) as detector:
+        boxes = detector.detect(image, ASKED.min_box_score, ASKED.max_resolution)
     assert len(set(boxes.scores.tolist())) == len(lines)
-    answer = read_text(ASKED, image, models, max_batch_size=None, orientation=False)
+    answer = read_text(ASKED, image, models, orientation=False)
     assert answer["text"] == [text for _, text in lines]
     quads = np.array(answer["box"]).reshape(-1, 4, 2) * image.size
     for quad, score, ((x, y), _) in zip(quads, answer["boxScore"], lines, strict=True):

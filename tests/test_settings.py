@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from immich_ml_compat.serving import listen
-from immich_ml_compat.settings import ConfigurationError, MaxBatchSize, Settings, load_settings
+from immich_ml_compat.settings import ConfigurationError, MaxBatchSize, Preload, Settings, load_settings
 
 from .server import running_server
 
@@ -41,6 +41,20 @@ VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
     ("cache_folder", f"{P}CACHE_FOLDER", Path("~/.cache/immich_ml"), ("/cache", Path("/cache")), None),
     ("model_aliases", f"{P}MODEL_ALIASES", {}, ('{"a":"b","c":"d"}', {"a": "b", "c": "d"}), "nope"),
     ("device", f"{P}DEVICE", "auto", ("cpu", "cpu"), "toaster"),
+    ("device_ids", f"{P}DEVICE_IDS", (0,), ("1, 0", (1, 0)), "a"),
+    ("workers", f"{P}WORKERS", 1, ("2", 2), "0"),
+    ("worker_timeout", f"{P}WORKER_TIMEOUT", 300, ("60", 60), "-1"),
+    ("worker_heartbeat_timeout_s", f"{P}WORKER_HEARTBEAT_TIMEOUT_S", 30, ("5", 5), "1"),
+    ("model_ttl", f"{P}MODEL_TTL", 300, ("-1", -1), "a day"),
+    ("text_model_ttl", f"{P}TEXT_MODEL_TTL", None, ("3600", 3600), "long"),
+    ("model_ttl_poll_s", f"{P}MODEL_TTL_POLL_S", 10, ("0.5", 0.5), "0"),
+    ("memory_budget_mb", f"{P}MEMORY_BUDGET_MB", None, ("2000", 2000), "0"),
+    ("preload.clip.textual", f"{P}PRELOAD__CLIP__TEXTUAL", "", ("a,b", "a,b"), None),
+    ("preload.clip.visual", f"{P}PRELOAD__CLIP__VISUAL", "", ("a", "a"), None),
+    ("preload.facial_recognition.detection", f"{P}PRELOAD__FACIAL_RECOGNITION__DETECTION", "", ("a", "a"), None),
+    ("preload.facial_recognition.recognition", f"{P}PRELOAD__FACIAL_RECOGNITION__RECOGNITION", "", ("a", "a"), None),
+    ("preload.ocr.detection", f"{P}PRELOAD__OCR__DETECTION", "", ("a", "a"), None),
+    ("preload.ocr.recognition", f"{P}PRELOAD__OCR__RECOGNITION", "", ("a", "a"), None),
     ("model_intra_op_threads", f"{P}MODEL_INTRA_OP_THREADS", 0, ("3", 3), "-1"),
     ("model_inter_op_threads", f"{P}MODEL_INTER_OP_THREADS", 0, ("4", 4), "1.5"),
     ("model_arena", f"{P}MODEL_ARENA", True, ("false", False), "maybe"),
@@ -84,7 +98,8 @@ def test_variables(
 
 def test_every_setting_is_tested_here() -> None:
     fields = set(Settings.model_fields) | {f"max_batch_size.{name}" for name in MaxBatchSize.model_fields}
-    missing = fields - {"max_batch_size"} - {row[0] for row in VARIABLES}
+    fields |= {f"preload.{task}.{kind}" for task, kinds in Preload().model_dump().items() for kind in kinds}
+    missing = fields - {"max_batch_size", "preload"} - {row[0] for row in VARIABLES}
     assert not missing
 
 

@@ -57,7 +57,7 @@ def inside(*packages: str) -> list[str]:
 
 
 def test_the_import_reader_reads() -> None:
-    assert "immich_ml_compat.plan.parse_plan" in imported("immich_ml_compat.service")
+    assert "immich_ml_compat.plan.plan_request" in imported("immich_ml_compat.service")
     assert "immich_ml_compat.answer" in imported("immich_ml_compat.service")
     assert "immich_ml_compat.engine.Session" in imported("immich_ml_compat.ocr.detection")
     assert uses("immich_ml_compat.cli", {"immich_ml_compat.serving"}), "an import inside a function counts"

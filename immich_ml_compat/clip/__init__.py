@@ -11,9 +11,11 @@ from .visual import ClipVisual
 
 def embed_image(step: ClipImage, image: Image.Image, models: Models) -> str:
     """Return the embedding of an RGB image, as JSON text."""
-    return embedding_text(models.get(step.model, ClipVisual.load).embed(image))
+    with models.use(step.model, ClipVisual) as tower:
+        return embedding_text(tower.embed(image))
 
 
 def embed_text(step: ClipText, text: str, models: Models) -> str:
     """Return the embedding of a query, as JSON text."""
-    return embedding_text(models.get(step.model, ClipTextual.load).embed(text, step.language))
+    with models.use(step.model, ClipTextual) as tower:
+        return embedding_text(tower.embed(text, step.language))

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from ..engine import Array, Engine, Session, TensorInfo
 from ..outputs import require_finite
 from ..store import ModelFiles
+from .embeddings import require_embeddings
 from .languages import flores_code
 
 DEFAULT_CONTEXT_LENGTH = 77
@@ -77,7 +78,20 @@ class ClipTextual:
     @classmethod
     def load(cls, files: ModelFiles, engine: Engine) -> "ClipTextual":
         """Load the graph and its tokenizer. Raises EngineError, OSError, KeyError or ValueError."""
-        return cls(files.name, engine.load(files.graph), Tokenization.read(files))
+        session = engine.load(files.graph)
+        require_embeddings(session, files)
+        if any(len(tensor.shape) != 2 for tensor in session.inputs):
+            raise ValueError(f"{files.graph} takes no tokens [batch, context]: it is no text tower")
+        return cls(files.name, session, Tokenization.read(files))
+
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
+    def warm(self) -> None:
+        """Run once."""
+        self.embed("")
 
     def embed(self, text: str, language: str | None = None) -> NDArray[np.float32]:
         """Embed a query: float32 [D], L2-normalised by the graph. Raises ModelOutputError."""

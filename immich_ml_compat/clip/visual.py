@@ -11,6 +11,7 @@ from PIL import Image
 from ..engine import Engine, Session
 from ..outputs import require_finite
 from ..store import ModelFiles
+from .embeddings import require_embeddings
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -30,13 +31,12 @@ class Preprocessing:
     @classmethod
     def read(cls, config: dict[str, Any]) -> "Preprocessing":
         """Read open_clip's fields. Raises KeyError or ValueError for what it cannot mean."""
-        size = config["size"]
-        return cls(
-            size=int(size[0] if isinstance(size, list) else size),
-            mean=tuple(config.get("mean", OPENAI_MEAN)),
-            std=tuple(config.get("std", OPENAI_STD)),
-            resampling=Image.Resampling[config.get("interpolation", "bicubic").upper()],
-        )
+        size, mean, std = config["size"], config.get("mean", OPENAI_MEAN), config.get("std", OPENAI_STD)
+        size = int(size[0] if isinstance(size, list) else size)
+        if size < 1 or len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"size {size}, mean {mean}, std {std}: takes a size of pixels and a number per channel")
+        resampling = Image.Resampling[config.get("interpolation", "bicubic").upper()]
+        return cls(size, tuple(mean), tuple(std), resampling)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Scale the shorter side of an RGB image to `size`, crop the centre, normalise: float32 [1, 3, S, S]."""
@@ -87,7 +87,18 @@ class ClipVisual:
     def load(cls, files: ModelFiles, engine: Engine) -> "ClipVisual":
         """Load the graph and its `preprocess_cfg.json`. Raises EngineError, OSError, KeyError or ValueError."""
         config = json.loads(files.beside("preprocess_cfg.json").read_bytes())
-        return cls(files.name, engine.load(files.graph), Preprocessing.read(config))
+        session = engine.load(files.graph)
+        require_embeddings(session, files)
+        return cls(files.name, session, Preprocessing.read(config))
+
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
+    def warm(self) -> None:
+        """Run once."""
+        self.embed(Image.new("RGB", (self._preprocess.size, self._preprocess.size)))
 
     def embed(self, image: Image.Image) -> NDArray[np.float32]:
         """Embed an RGB image: float32 [D], L2-normalised by the graph. Raises ModelOutputError."""

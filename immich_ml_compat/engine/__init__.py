@@ -40,6 +40,10 @@ class Session(Protocol):
         """The graph's outputs, in its own order."""
 
     @property
+    def execution_provider(self) -> str:
+        """What the graph really runs on, by the engine's own name for it."""
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """The graph's custom metadata, such as `character` of a PP-OCR recogniser."""
 

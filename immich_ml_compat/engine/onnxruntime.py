@@ -60,16 +60,22 @@ class OnnxRuntimeEngine:
     """
 
     device: Device = "auto"
+    device_id: int = 0
     intra_op_threads: int = 0
     inter_op_threads: int = 0
     arena: bool = True
 
+    def available_providers(self) -> list[str]:
+        """Return the execution providers of this build of ONNX Runtime, best first."""
+        providers: list[str] = ort.get_available_providers()
+        return providers
+
     @property
     def execution_provider(self) -> str:
         """The execution provider that sessions ask for. Raises EngineError where the device is not in this build."""
-        if self.device == "cpu" or (self.device == "auto" and _CUDA not in ort.get_available_providers()):
+        if self.device == "cpu" or (self.device == "auto" and _CUDA not in self.available_providers()):
             return _CPU
-        if _CUDA not in ort.get_available_providers():
+        if _CUDA not in self.available_providers():
             raise EngineError(f"This build of ONNX Runtime ({ort.__version__}) has no CUDA: install onnxruntime-gpu")
         return _CUDA
 
@@ -85,8 +91,9 @@ class OnnxRuntimeEngine:
         provider = self.execution_provider
         if provider == _CUDA:
             ort.preload_dlls()  # finds the CUDA libraries that came as wheels
+        providers = [(provider, {"device_id": self.device_id} if provider == _CUDA else {}), (_CPU, {})]
         try:
-            session = ort.InferenceSession(path, options, providers=list(dict.fromkeys([provider, _CPU])))
+            session = ort.InferenceSession(path, options, providers=list(dict(providers).items()))
         except _ERRORS as error:
             raise EngineError(f"{path}: {error}") from error
         self._check_provider(provider, session.get_providers())
@@ -110,6 +117,7 @@ class OnnxRuntimeSession:
         self._session = session
         self.inputs: Sequence[TensorInfo] = [_info(path, node) for node in session.get_inputs()]
         self.outputs: Sequence[TensorInfo] = [_info(path, node) for node in session.get_outputs()]
+        self.execution_provider: str = session.get_providers()[0]
         self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:

@@ -55,6 +55,15 @@ class FaceDetector:
             raise ValueError(f"{files.graph} has {len(session.outputs)} outputs, an SCRFD with landmarks has 9")
         return cls(files.name, session)
 
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
+    def warm(self) -> None:
+        """Run once."""
+        self.detect(np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8), 1.0)
+
     def detect(self, image: NDArray[np.uint8], min_score: float) -> DetectedFaces:
         """Find the faces in RGB uint8 [H, W, 3] that score at least `min_score`, at most MAX_FACES."""
         tensor, scale = preprocess(image)

@@ -24,19 +24,28 @@ REFERENCE_LANDMARKS = np.array(
 class FaceRecognizer:
     """An ArcFace graph, ready to use."""
 
-    def __init__(self, name: str, session: Session, max_batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+    def __init__(self, name: str, session: Session, max_batch_size: int | None = None) -> None:
         self._name = name
         self._session = session
         # Stock exports are fixed to one face; an axis of any other kind takes several.
-        self._batch_size = max_batch_size if session.inputs[0].shape[0] is None else 1
+        self._batch_size = (max_batch_size or DEFAULT_BATCH_SIZE) if session.inputs[0].shape[0] is None else 1
 
     @classmethod
-    def load(cls, files: ModelFiles, engine: Engine, max_batch_size: int = DEFAULT_BATCH_SIZE) -> "FaceRecognizer":
+    def load(cls, files: ModelFiles, engine: Engine, max_batch_size: int | None = None) -> "FaceRecognizer":
         """Load the graph. Raises EngineError, or ValueError for a graph that takes no face of 112 × 112."""
         session = engine.load(files.graph)
         if session.inputs[0].shape[2:] != (FACE_SIZE, FACE_SIZE):
             raise ValueError(f"{files.graph} takes {session.inputs[0].shape}, an ArcFace [batch, 3, 112, 112]")
         return cls(files.name, session, max_batch_size)
+
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
+    def warm(self) -> None:
+        """Run once."""
+        self.embed(np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8), REFERENCE_LANDMARKS[None].astype(np.float32))
 
     def embed(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embed the faces of RGB uint8 [H, W, 3] that have these landmarks [N, 5, 2]: float32 [N, D], not normalised.

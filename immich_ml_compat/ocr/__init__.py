@@ -1,6 +1,5 @@
 """OCR: a photo to the lines of text in it, in reading order."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,24 +11,26 @@ from ..plan import Ocr
 from .detection import TextDetector
 from .orientation import read_page
 from .reading_order import reading_order
-from .recognition import DEFAULT_BATCH_SIZE, TextRecognizer
+from .recognition import TextRecognizer
 
 
-def read_text(step: Ocr, image: Image.Image, models: Models, *, max_batch_size: int | None, orientation: bool) -> Any:
-    """Return the lines of an RGB image as the contract has them: corners as shares of its width and height."""
-    boxes = models.get(step.detector, TextDetector.load).detect(image, step.min_box_score, step.max_resolution)
+def read_text(step: Ocr, image: Image.Image, models: Models, *, orientation: bool) -> Any:
+    """Return the lines of an RGB image as the contract has them: corners as shares of its width and height.
+
+    `orientation` says whether to look for a turned page where the request does not.
+    """
+    with models.use(step.detector, TextDetector) as detector:
+        boxes = detector.detect(image, step.min_box_score, step.max_resolution)
     if step.recognizer is None:
         boxes = boxes[reading_order(boxes.quads)]
         return {"boxes": boxes.quads, "scores": boxes.scores}
     if not len(boxes.scores):
         return {"box": [], "text": [], "boxScore": [], "textScore": []}
-    recognizer = models.get(
-        step.recognizer, partial(TextRecognizer.load, max_batch_size=max_batch_size or DEFAULT_BATCH_SIZE)
-    )
     pixels = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])  # BGR, as PP-OCR was trained
     if step.orientation is not None:
         orientation = step.orientation
-    readings, half_turned = read_page(pixels, boxes.quads, recognizer, orientation=orientation)
+    with models.use(step.recognizer, TextRecognizer) as recognizer:
+        readings, half_turned = read_page(pixels, boxes.quads, recognizer, orientation=orientation)
     kept = [i for i, reading in enumerate(readings) if reading.text.strip() and reading.score > step.min_text_score]
     size = np.array(image.size, np.float32)
     order = reading_order(turn(boxes.quads[kept], size) if half_turned else boxes.quads[kept])

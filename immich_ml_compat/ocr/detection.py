@@ -39,8 +39,21 @@ class TextDetector:
 
     @classmethod
     def load(cls, files: ModelFiles, engine: Engine) -> "TextDetector":
-        """Load the graph. Raises EngineError."""
-        return cls(files.name, engine.load(files.graph))
+        """Load the graph. Raises EngineError, or ValueError for a graph that gives no map."""
+        session = engine.load(files.graph)
+        shape = session.outputs[0].shape
+        if len(session.outputs) != 1 or len(shape) != 4:
+            raise ValueError(f"{files.graph} gives {shape}, a text detector one map [batch, 1, height, width]")
+        return cls(files.name, session)
+
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
+    def warm(self) -> None:
+        """Run once, on a page of the usual size."""
+        self.detect(Image.new("RGB", (1104, 736)), 1.0, 736)
 
     def detect(self, image: Image.Image, min_score: float, max_resolution: int) -> TextBoxes:
         """Find the lines of an RGB image that score at least `min_score`.

@@ -16,6 +16,9 @@ from .recognition import Reading, TextRecognizer
 GOOD_SCORE = 0.9
 """A page whose longest lines score this much is the right way up."""
 
+READABLE_SCORE = 0.8
+"""Below it a page is not read after half a turn either: it is in a script the model does not know."""
+
 _SAMPLE = 8  # of the longest lines: enough to judge by, few enough to cost little
 _MARGIN = 0.05  # by which half a turn must read better
 
@@ -37,7 +40,7 @@ def read_page(
     if score >= GOOD_SCORE:
         return readings, False
     turned = recognizer.read([cut_line(image, quads[i], half_turn=True) for i in sample])
-    if _score(turned) < score + _MARGIN:
+    if _score(turned) < max(READABLE_SCORE, score + _MARGIN):
         return readings, False
     return recognizer.read([cut_line(image, quad, half_turn=True) for quad in quads]), True
 

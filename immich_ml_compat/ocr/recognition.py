@@ -37,17 +37,28 @@ class Reading:
 class TextRecognizer:
     """A CTC recognition graph and its character set, ready to use."""
 
-    def __init__(self, name: str, session: Session, characters: Sequence[str], max_batch_size: int) -> None:
+    def __init__(
+        self, name: str, session: Session, characters: Sequence[str], max_batch_size: int | None = None
+    ) -> None:
         self._name = name
         self._session = session
         self._characters = characters
-        self._batch_size = max_batch_size
+        self._batch_size = max_batch_size or DEFAULT_BATCH_SIZE
 
     @classmethod
-    def load(cls, files: ModelFiles, engine: Engine, max_batch_size: int = DEFAULT_BATCH_SIZE) -> "TextRecognizer":
+    def load(cls, files: ModelFiles, engine: Engine, max_batch_size: int | None = None) -> "TextRecognizer":
         """Load the graph and its characters. Raises EngineError, OSError or ValueError."""
         session = engine.load(files.graph)
         return cls(files.name, session, read_characters(session, files), max_batch_size)
+
+    @property
+    def execution_provider(self) -> str:
+        """What the graph runs on."""
+        return self._session.execution_provider
+
+    def warm(self) -> None:
+        """Run once."""
+        self.read([np.zeros((LINE_HEIGHT, MIN_WIDTH, 3), np.uint8)])
 
     def read(self, lines: Sequence[NDArray[np.uint8]]) -> list[Reading]:
         """Read lines, each BGR uint8 [48, W, 3]. Raises ModelOutputError."""

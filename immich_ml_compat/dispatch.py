@@ -1,0 +1,198 @@
+"""The queue of requests and the workers that answer them, in the front process.
+
+Requests wait in one queue. A worker is started when a request finds none with room, takes as many as it has
+room for, and is told to stop when it holds no model any more. A worker that dies or hangs is replaced, and
+each request it had is run once more, alone: only one that ends a worker by itself gets an error.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from .errors import failure
+from .link import Done, Work
+from .messages import Answer, PredictRequest
+from .process import StartError, WorkerDiedError, WorkerProcess
+
+log = logging.getLogger(__name__)
+
+START_ATTEMPTS = 3
+"""So many starts in a row must fail before the server says that it cannot work."""
+
+RETRY_S = 10.0
+"""Seconds between attempts to start a worker once it has said so."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One request on its way to an answer."""
+
+    id: int
+    request: PredictRequest
+    answer: asyncio.Future[Answer]
+    alone: bool = False
+    """Whether it was in a worker that died: it is run again with nothing beside it."""
+
+
+@dataclass(eq=False)
+class Seat:
+    """The place of one worker: the device it is for, the process there now, and what it is working on."""
+
+    device_id: int
+    process: WorkerProcess | None = None
+    starting: bool = False
+    jobs: dict[int, Job] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether a worker can be started here."""
+        return self.process is None and not self.starting
+
+    def has_room(self, job: Job) -> bool:
+        """Tell whether this seat's worker can take a job now."""
+        if self.process is None or any(other.alone for other in self.jobs.values()):
+            return False
+        return not self.jobs if job.alone else len(self.jobs) < self.process.room
+
+
+class Dispatcher:
+    """Hands requests to workers. Lives in one event loop."""
+
+    def __init__(
+        self,
+        device_ids: Sequence[int],
+        start: Callable[[int], Awaitable[WorkerProcess]],
+        *,
+        keep_running: bool = False,
+    ) -> None:
+        """`device_ids` has one entry per worker; with `keep_running` workers start at once and are always replaced."""
+        self._seats = [Seat(device_id) for device_id in device_ids]
+        self._start = start
+        self._keep_running = keep_running
+        self._queue: deque[Job] = deque()
+        self._ids = count()
+        self._failed_starts = 0
+        self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.trouble: str | None = None
+        """Why no worker can be started, while that is so."""
+
+    def open(self) -> None:
+        """Start the workers that are to run from the beginning."""
+        self._fill()
+
+    async def answer(self, request: PredictRequest) -> Answer:
+        """Queue a request and wait for its answer."""
+        if self.trouble is not None:
+            return failure(503, f"No inference worker can be started: {self.trouble}")
+        job = Job(next(self._ids), request, asyncio.get_running_loop().create_future())
+        self._queue.append(job)
+        self._pump()
+        try:
+            return await job.answer
+        finally:
+            if job in self._queue:  # whoever asked has gone
+                self._queue.remove(job)
+
+    async def close(self) -> None:
+        """Let the workers finish what they have and end them."""
+        self._stopping = True
+        await asyncio.gather(*(seat.process.stop() for seat in self._seats if seat.process))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _pump(self) -> None:
+        """Give waiting requests, in their order, to workers with room; start a worker where there is none."""
+        while self._queue:
+            job = self._queue[0]
+            seat = min(
+                (seat for seat in self._seats if seat.has_room(job)), key=lambda seat: len(seat.jobs), default=None
+            )
+            if seat is None or seat.process is None:
+                break
+            seat.jobs[job.id] = self._queue.popleft()
+            seat.process.send(Work(job.id, job.request))
+        if self._queue and not any(seat.starting for seat in self._seats):
+            empty = next((seat for seat in self._seats if seat.empty), None)
+            if empty is not None:
+                self._occupy(empty)
+
+    def _fill(self) -> None:
+        if self._keep_running and not self._stopping:
+            for seat in self._seats:
+                if seat.empty:
+                    self._occupy(seat)
+
+    def _occupy(self, seat: Seat) -> None:
+        seat.starting = True
+        task = asyncio.get_running_loop().create_task(self._run(seat))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, seat: Seat) -> None:
+        """Start a worker, pass its answers on, and see to what it leaves behind."""
+        try:
+            seat.process = process = await self._start(seat.device_id)
+        except StartError as error:
+            seat.starting = False
+            self._note_failed_start(str(error))
+            return
+        seat.starting = False
+        self._failed_starts, self.trouble = 0, None
+        self._pump()
+        try:
+            await self._collect(seat, process)
+        except WorkerDiedError as error:
+            seat.process = None
+            if not self._stopping:
+                log.error("Inference worker %d died: %s", process.pid, error)
+            self._run_again(seat, str(error))
+        if not self._stopping:
+            self._fill()
+            self._pump()
+
+    async def _collect(self, seat: Seat, process: WorkerProcess) -> None:
+        while True:
+            message = await process.receive()
+            if isinstance(message, Done):
+                job = seat.jobs.pop(message.id)
+                if not job.answer.done():
+                    job.answer.set_result(message.answer)
+                self._pump()
+            elif not seat.jobs:
+                seat.process = None
+                await process.stop()
+                return
+
+    def _run_again(self, seat: Seat, cause: str) -> None:
+        for job in reversed(seat.jobs.values()):
+            if job.answer.done():
+                continue
+            if job.alone:
+                job.answer.set_result(
+                    failure(500, f"The inference worker died of this request, twice: {cause}. It is not tried again.")
+                )
+            else:
+                job.alone = True
+                self._queue.appendleft(job)
+        seat.jobs.clear()
+
+    def _note_failed_start(self, cause: str) -> None:
+        self._failed_starts += 1
+        log.error("Starting an inference worker failed (%d in a row): %s", self._failed_starts, cause)
+        if self._failed_starts < START_ATTEMPTS:
+            self._fill()
+            self._pump()
+            return
+        self.trouble = cause
+        while self._queue:
+            self._queue.popleft().answer.set_result(failure(503, f"No inference worker can be started: {cause}"))
+        asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
+
+    def _try_again(self) -> None:
+        if self.trouble is not None and not self._stopping:
+            self._occupy(next(seat for seat in self._seats if seat.empty))

@@ -1,0 +1,171 @@
+"""The line between the front process and an inference worker: typed messages over one stream socket.
+
+    front  → worker   Work, Stop
+    worker → front    Ready, Alive, Done, Idle, Failed
+
+A message on the wire is the length of its head, the lengths of its two byte strings, the head as JSON, and
+the byte strings. A form of the server that spans machines replaces this module and no other.
+"""
+
+import asyncio
+import socket
+import struct
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+
+from .messages import Answer, PredictRequest
+
+_PREFIX = struct.Struct("!IQ")
+
+
+class LinkClosedError(Exception):
+    """The other process has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Answer this request."""
+
+    id: int
+    request: PredictRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End, once what has been taken on is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker has started and takes `room` requests at a time."""
+
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The worker's heartbeat; `loading_s` says for how long its slowest running model load has been at it."""
+
+    loading_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer to a request."""
+
+    id: int
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The worker holds no model any more and may be told to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The worker cannot start, and why."""
+
+    cause: str
+
+
+Message = Work | Stop | Ready | Alive | Done | Idle | Failed
+
+_PLAIN: dict[str, Any] = {kind.__name__: kind for kind in (Stop, Ready, Alive, Idle, Failed)}
+
+
+def encode(message: Message) -> list[bytes]:
+    """Return a message as the chunks to send, the large one uncopied."""
+    match message:
+        case Work(id, request):
+            head = {"kind": "Work", "id": id, "entries": request.entries, "text": request.text}
+            head["has_image"] = request.image is not None
+            body = request.image or b""
+        case Done(id, answer):
+            head, body = {"kind": "Done", "id": id, "status": answer.status}, answer.body
+        case _:
+            head, body = {"kind": type(message).__name__, **asdict(message)}, b""
+    encoded = orjson.dumps(head)
+    return [_PREFIX.pack(len(encoded), len(body)) + encoded, body]
+
+
+def decode(head: bytes, body: bytes) -> Message:
+    """Return the message of a head and a body. Raises LinkClosedError for what no message is."""
+    fields: dict[str, Any] = orjson.loads(head)
+    kind = fields.pop("kind")
+    if kind == "Work":
+        image = body if fields["has_image"] else None
+        return Work(fields["id"], PredictRequest(fields["entries"], image, fields["text"]))
+    if kind == "Done":
+        return Done(fields["id"], Answer(fields["status"], body))
+    message: Message = _PLAIN[kind](**fields)
+    return message
+
+
+class WorkerEnd:
+    """The worker's end of the line: blocking, for threads."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._stream = connection.makefile("rb")
+
+    def receive(self) -> Message:
+        """Wait for a message. Raises LinkClosedError when the front has gone."""
+        head_length, body_length = _PREFIX.unpack(self._read(_PREFIX.size))
+        return decode(self._read(head_length), self._read(body_length))
+
+    def send(self, message: Message) -> None:
+        """Send a message; several threads may. Raises LinkClosedError when the front has gone."""
+        try:
+            with self._sending:
+                for chunk in encode(message):
+                    self._connection.sendall(chunk)
+        except OSError as error:
+            raise LinkClosedError from error
+
+    def close(self) -> None:
+        """Close the line."""
+        self._stream.close()
+        self._connection.close()
+
+    def _read(self, length: int) -> bytes:
+        try:
+            data = self._stream.read(length)
+        except OSError as error:
+            raise LinkClosedError from error
+        if len(data) < length:
+            raise LinkClosedError
+        return data
+
+
+class FrontEnd:
+    """The front's end of the line, in its event loop."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, connection: socket.socket) -> "FrontEnd":
+        """Take over a connected socket."""
+        return cls(*await asyncio.open_connection(sock=connection))
+
+    async def receive(self) -> Message:
+        """Wait for a message. Raises LinkClosedError when the worker has gone."""
+        try:
+            head_length, body_length = _PREFIX.unpack(await self._reader.readexactly(_PREFIX.size))
+            return decode(await self._reader.readexactly(head_length), await self._reader.readexactly(body_length))
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise LinkClosedError from error
+
+    def send(self, message: Message) -> None:
+        """Send a message; a worker that has gone is noticed by `receive`."""
+        self._writer.writelines(encode(message))
+
+    def close(self) -> None:
+        """Close the line."""
+        self._writer.close()

@@ -1,0 +1,120 @@
+"""One inference worker as the front sees it: a process, the line to it, and whether it is well."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+
+from .link import Alive, Done, Failed, FrontEnd, Idle, LinkClosedError, Ready, Stop, Work
+
+log = logging.getLogger(__name__)
+
+_START_S = 60.0  # a slow disk reads the inference engine's libraries for a while
+_END_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """For how long a worker may be silent (seconds), and for how long a model may take to load (0: any)."""
+
+    silence_s: float = 30.0
+    loading_s: float = 300.0
+
+
+class StartError(Exception):
+    """A worker did not start; the message says why."""
+
+
+class WorkerDiedError(Exception):
+    """A worker has ended, or hung and been killed; the message says how."""
+
+
+class WorkerProcess:
+    """A running worker."""
+
+    def __init__(self, process: asyncio.subprocess.Process, line: FrontEnd, room: int, patience: Patience) -> None:
+        self.room = room
+        """Requests it takes at a time."""
+
+        self._process = process
+        self._line = line
+        self._patience = patience
+
+    @classmethod
+    async def start(cls, device_id: int, patience: Patience) -> "WorkerProcess":
+        """Start a worker and wait until it is ready. Raises StartError."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "immich_ml_compat.worker"),
+                *("--line", str(theirs.fileno()), "--device-id", str(device_id)),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        line = await FrontEnd.open(ours)
+        try:
+            message = await asyncio.wait_for(line.receive(), _START_S)
+        except TimeoutError:
+            process.kill()
+            cause = f"it was not ready within {_START_S:.0f} s"
+        except LinkClosedError:
+            cause = describe_end(await process.wait())
+        else:
+            if isinstance(message, Ready):
+                log.info("Started inference worker %d", process.pid)
+                return cls(process, line, message.room, patience)
+            cause = message.cause if isinstance(message, Failed) else f"it sent {message}"
+        line.close()
+        await process.wait()
+        raise StartError(cause)
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def send(self, work: Work) -> None:
+        """Hand over a request."""
+        self._line.send(work)
+
+    async def receive(self) -> Done | Idle:
+        """Wait for an answer, or for the worker to have no model left. Raises WorkerDiedError."""
+        try:
+            while True:
+                message = await asyncio.wait_for(self._line.receive(), self._patience.silence_s)
+                if isinstance(message, Done | Idle):
+                    return message
+                if isinstance(message, Alive) and 0 < self._patience.loading_s < message.loading_s:
+                    raise await self._kill(f"a model was still loading after {message.loading_s:.0f} s")
+        except TimeoutError:
+            raise await self._kill(f"it was silent for {self._patience.silence_s:.0f} s") from None
+        except LinkClosedError:
+            self._line.close()
+            raise WorkerDiedError(describe_end(await self._process.wait())) from None
+
+    async def stop(self) -> None:
+        """Let the worker finish and end; kill it where it does not."""
+        self._line.send(Stop())
+        try:
+            await asyncio.wait_for(self._process.wait(), _END_S)
+        except TimeoutError:
+            await self._kill("it did not end")
+        self._line.close()
+        log.info("Inference worker %d has ended", self.pid)
+
+    async def _kill(self, why: str) -> WorkerDiedError:
+        self._process.kill()
+        self._line.close()
+        await self._process.wait()
+        return WorkerDiedError(f"{why} and was killed")
+
+
+def describe_end(code: int) -> str:
+    """Say in words how a process ended, from its return code."""
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    return f"it was ended by {name}{hint}"

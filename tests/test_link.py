@@ -1,0 +1,94 @@
+"""The line between the front and a worker: every message arrives as it was sent."""
+
+import asyncio
+import socket
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from immich_ml_compat.link import (
+    Alive,
+    Done,
+    Failed,
+    FrontEnd,
+    Idle,
+    LinkClosedError,
+    Message,
+    Ready,
+    Stop,
+    Work,
+    WorkerEnd,
+)
+from immich_ml_compat.messages import Answer, PredictRequest
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+requests = st.builds(PredictRequest, entries=texts, image=st.none() | st.binary(), text=st.none() | texts)
+numbers = st.integers(0, 2**53)
+messages = st.one_of(
+    st.builds(Work, id=numbers, request=requests),
+    st.builds(Done, id=numbers, answer=st.builds(Answer, status=st.integers(100, 599), body=st.binary())),
+    st.builds(Stop),
+    st.builds(Ready, room=numbers),
+    st.builds(Alive, loading_s=st.floats(0, 1e9)),
+    st.builds(Idle),
+    st.builds(Failed, cause=texts),
+)
+
+
+async def exchange(sent: list[Message]) -> tuple[list[Message], list[Message]]:
+    """Send messages from the front to a worker, and back again."""
+    ours, theirs = socket.socketpair()
+    worker = WorkerEnd(theirs)
+    at_worker: list[Message] = []
+
+    def echo() -> None:
+        for _ in sent:
+            at_worker.append(worker.receive())
+            worker.send(at_worker[-1])
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    front = await FrontEnd.open(ours)
+    for message in sent:
+        front.send(message)
+    at_front = [await front.receive() for _ in sent]
+    thread.join()
+    front.close()
+    worker.close()
+    return at_worker, at_front
+
+
+@given(st.lists(messages, max_size=5))
+def test_messages_arrive_as_they_were_sent(sent: list[Message]) -> None:
+    assert asyncio.run(exchange(sent)) == (sent, sent)
+
+
+def test_a_large_photo_arrives_whole() -> None:
+    work = Work(1, PredictRequest("{}", bytes(range(256)) * 100_000))
+    assert asyncio.run(exchange([work])) == ([work], [work])
+
+
+def test_the_worker_notices_that_the_front_has_gone() -> None:
+    ours, theirs = socket.socketpair()
+    worker = WorkerEnd(theirs)
+    ours.sendall(b"\0\0")
+    ours.close()
+    with pytest.raises(LinkClosedError):
+        worker.receive()
+    with pytest.raises(LinkClosedError):
+        worker.send(Idle())
+    worker.close()
+
+
+def test_the_front_notices_that_the_worker_has_gone() -> None:
+    async def receive() -> None:
+        ours, theirs = socket.socketpair()
+        front = await FrontEnd.open(ours)
+        theirs.close()
+        with pytest.raises(LinkClosedError):
+            await front.receive()
+        front.close()
+
+    asyncio.run(receive())
