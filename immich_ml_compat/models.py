@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from .catalog import EMBEDDED_OCR, Task
+from .downloads import Downloader
 from .engine import Engine, EngineError
 from .errors import ModelUnavailableError
-from .settings import PREFIX
 from .store import ModelFiles, ModelKey, ModelStore
 
 log = logging.getLogger(__name__)
@@ -24,8 +23,9 @@ _ATTEMPTS = 2
 class Models:
     """The models in memory. Safe to use from several threads; many waiting requests load a model once."""
 
-    def __init__(self, store: ModelStore, engine: Engine) -> None:
+    def __init__(self, store: ModelStore, engine: Engine, downloader: Downloader) -> None:
         self._store = store
+        self._downloader = downloader
         self._engine = engine
         self._loaded: dict[ModelKey, Any] = {}
         self._locks: dict[ModelKey, threading.Lock] = {}
@@ -43,25 +43,23 @@ class Models:
             return cast(ModelT, self._loaded[key])
 
     def _load(self, key: ModelKey, load: Loader[ModelT]) -> ModelT:
-        files = self._store.find(key)
-        if files is None:
-            raise ModelUnavailableError(self._missing(key))
+        files = self._store.find(key) or self._downloader.fetch(key)
         for attempt in range(1, _ATTEMPTS + 1):
             start = time.monotonic()
             try:
                 model = load(files, self._engine)
             except (EngineError, OSError, ValueError, KeyError) as error:
                 log.error("Loading %s failed (attempt %d of %d): %s", key, attempt, _ATTEMPTS, error)
+                if attempt < _ATTEMPTS:
+                    files = self._repair(key, files)
             else:
                 log.info("Loaded %s from %s in %.2f s", key, files.graph, time.monotonic() - start)
                 return model
         raise ModelUnavailableError(f"Failed to load model '{key.name}'")
 
-    def _missing(self, key: ModelKey) -> str:
-        message = f"Model '{key.name}' is not on this server: {self._store.location(key)} does not exist."
-        if key.task == Task.OCR and key.name != EMBEDDED_OCR:
-            message += (
-                f" To have the built-in model answer for it, set {PREFIX}MODEL_ALIASES="
-                f'{{"{key.name}": "{EMBEDDED_OCR}"}}'
-            )
-        return message
+    def _repair(self, key: ModelKey, files: ModelFiles) -> ModelFiles:
+        try:
+            return self._downloader.replace(key)
+        except ModelUnavailableError as error:
+            log.error("%s", error.detail)
+            return files

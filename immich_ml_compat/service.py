@@ -11,6 +11,7 @@ from PIL import Image
 from . import answer
 from .catalog import Task
 from .clip import embed_image, embed_text
+from .downloads import Downloader
 from .engine import EngineError
 from .engine.onnxruntime import OnnxRuntimeEngine
 from .errors import InvalidInputError, RequestError
@@ -42,7 +43,7 @@ class Service:
             log.info("Models run in ONNX Runtime on %s", engine.execution_provider)
         except EngineError as error:
             raise ConfigurationError(f"MACHINE_LEARNING_DEVICE={settings.device}: {error}") from error
-        self._models = Models(store, engine)
+        self._models = Models(store, engine, Downloader(store, settings.model_source))
 
     def answer(self, request: PredictRequest) -> Answer:
         """Answer a request; whatever is wrong with it or with a model becomes an answer too."""
