@@ -42,7 +42,7 @@ def _modelscope() -> Hub:
     return ModelScope()
 
 
-_HUBS: Mapping[HubName, HubFactory] = {"huggingface": _huggingface, "modelscope": _modelscope}
+_HUBS: dict[HubName, HubFactory] = {"huggingface": _huggingface, "modelscope": _modelscope}
 
 
 class Downloader:
@@ -93,6 +93,11 @@ class Downloader:
         its weights, or where those are as they should be, its small files. Raises ModelUnavailableError.
         """
         self._raise_recent_failure(key.task, key.name)
+        if not sources(key.task, key.name):
+            folder = self._store.model_folder(key.task, key.name)
+            raise ModelUnavailableError(
+                f"Model '{key.name}' does not load, and no hub is known to have it: check {folder}"
+            )
         with self.alone(key.task, key.name):
             self._installation(key.task, key.name).resume()
             self._from_a_source(key.task, key.name, lambda hub, source: self._renew(hub, source, key))

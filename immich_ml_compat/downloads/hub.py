@@ -3,6 +3,7 @@
 The hubs differ in how a list is had and in what their refusals mean; the rest is here.
 """
 
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,9 @@ import httpx2
 from .failures import DownloadError
 from .files import RemoteFile
 from .sources import Source
+
+# It tells of every request, redirects included, as news.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 _TIMEOUT = httpx2.Timeout(30, connect=10)
 _WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)

@@ -4,20 +4,25 @@ HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the library's other variables mean wha
 functions are not used: they begin a file anew in every process, and a model has files of several GB.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatch
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_session, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not in __all__
 
 from .failures import DownloadError
 from .files import RemoteFile
 from .hub import Hub
 from .sources import Source
+
+# The library would tell the hub, on every request, what this machine runs, and ask it once a day what to look for.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from huggingface_hub import HfApi, constants, get_session, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented all the same
 
 _LIST_TIMEOUT_S = 30.0
 
