@@ -1,7 +1,7 @@
 """The `models` command: what is on disk, and getting, checking and removing it."""
 
 import argparse
-import logging
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +14,6 @@ from .downloads.sources import downloadable
 from .errors import ModelUnavailableError
 from .settings import ConfigurationError, Settings
 from .store import GRAPH, ModelStore
-
-log = logging.getLogger(__name__)
 
 Model = tuple[Task, str]
 
@@ -77,10 +75,11 @@ class _Command:
     def remove(self) -> int:
         models = self._named(self._on_disk(), f"in {self._store.folder}")
         for task, name in models:
-            if manifest.read(self._store.model_folder(task, name) / MANIFEST) is None:
+            folder = self._store.model_folder(task, name)
+            if manifest.read(folder / MANIFEST) is None and (folder.exists() or not self._begun(task, name)):
                 raise ConfigurationError(
-                    f"{self._store.model_folder(task, name)} was not downloaded by this program (the stock server or "
-                    f"a person put it there, or it is built in): it is not removed. Delete the folder yourself"
+                    f"{folder} was not downloaded by this program (the stock server or a person put it there, or it "
+                    f"is built in): it is not removed. Delete the folder yourself"
                 )
         if not self._options.yes and not _confirmed(models):
             raise ConfigurationError("Nothing was removed. Say --yes to remove without being asked")
@@ -92,7 +91,8 @@ class _Command:
     def _remove(self, task: Task, name: str) -> None:
         folder = self._store.model_folder(task, name)
         entries = (manifest.read(folder / MANIFEST) or manifest.Manifest()).files
-        freed = 0
+        freed = self._begun(task, name)
+        shutil.rmtree(self._store.partial(task, name), ignore_errors=True)
         # Graphs first: what is left when this breaks off is no model, and the rest can be downloaded again.
         for path in sorted(entries, key=lambda path: not path.endswith(GRAPH)):
             file = folder / path
@@ -124,11 +124,18 @@ class _Command:
 
     def _state(self, task: Task, name: str) -> str:
         missing = self._store.missing(task, name)
+        if begun := self._begun(task, name):
+            return f"{_megabytes(begun)} downloaded, not complete"
         if not self._store.model_folder(task, name).is_dir():
             return "not downloaded" if missing else "complete"
         if self._store.marker(task, name).exists():
             return "being put in place (the next request or `models download` goes on)"
         return f"lacks {', '.join(missing)}" if missing else "complete"
+
+    def _begun(self, task: Task, name: str) -> int:
+        """Return the bytes of a download that was begun and not ended."""
+        files = [path for path in self._store.partial(task, name).rglob("*") if path.is_file()]
+        return sum(path.stat().st_size for path in files)
 
     def _size(self, task: Task, name: str) -> int:
         folder = self._store.model_folder(task, name)

@@ -9,6 +9,7 @@
 is the stock server's layout; a folder with that shape is a model, whoever put it there.
 
     <cache>/.partial/<task>/<name>/...           what is being downloaded
+    <cache>/.partial/<task>/<name>.lock          there while a process works on the model
     <cache>/.partial/<task>/<name>.installing    there while files are put into the model's folder, which does
                                                  not count then
 """
@@ -117,13 +118,17 @@ class ModelStore:
         """Return the file that is there while files are put into a model's folder."""
         return self.folder / PARTIAL / task / f"{name}.installing"
 
+    def lock(self, task: Task, name: str) -> Path:
+        """Return the file that is there while a process changes a model's folder."""
+        return self.folder / PARTIAL / task / f"{name}.lock"
+
     def models(self) -> list[tuple[Task, str]]:
-        """Return every model that has a folder in the cache folder or is installed with this package."""
+        """Return every model that is on disk in whatever part, or installed with this package."""
         found = {(key.task, key.name) for key in self._embedded}
         for task in Task:
-            folder = self.folder / task
-            if folder.is_dir():
-                found |= {(task, path.name) for path in folder.iterdir() if path.is_dir()}
+            for folder in (self.folder / task, self.folder / PARTIAL / task):
+                if folder.is_dir():
+                    found |= {(task, path.name) for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
         return sorted(found)
 
     def missing(self, task: Task, name: str) -> list[str]:

@@ -100,7 +100,7 @@ def test_four_processes_download_once(store: ModelStore, hub: TestHub) -> None:
 
 
 def test_a_lock_whose_holder_died_on_another_machine_is_taken_over(make: Make, store: ModelStore) -> None:
-    lock = store.partial(Task.CLIP, NAME).with_suffix(".lock")
+    lock = store.lock(Task.CLIP, NAME)
     lock.parent.mkdir(parents=True)
     code = (
         "import os, signal, socket, sys, filelock\n"
@@ -122,7 +122,7 @@ def test_a_process_that_slept_while_another_took_over_harms_nothing(
         assert fault.reached.wait(60)
         wait_until(lambda: max(part_sizes(store)) >= 100_000)
         os.kill(process.pid, signal.SIGSTOP)
-        lock = store.partial(Task.CLIP, NAME).with_suffix(".lock")
+        lock = store.lock(Task.CLIP, NAME)
         # Alive, so only the lock's age tells that it does not go on.
         wait_until(lambda: time.time() - lock.stat().st_mtime > LEASE_S)
         make(lease_s=LEASE_S).fetch(VISUAL)

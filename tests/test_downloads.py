@@ -7,6 +7,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,21 @@ def test_a_leftover_that_is_complete_but_for_its_sum_is_fetched_again(
     hub.heal()
     make().fetch(VISUAL)
     assert tree(store.folder / "clip" / NAME) == published(contents())
+
+
+def test_a_leftover_of_full_length_is_recognised(make: Make, store: ModelStore, hub: TestHub) -> None:
+    """ModelScope does not say beforehand how long a file is."""
+    (source,) = sources.sources(Task.OCR, "PP-OCRv6_small")
+    for path, file in (source.files or {}).items():
+        kind = "det" if "detection" in path else "rec"
+        content = packaged("rapidocr", f"models/PP-OCRv6_{kind}_small.onnx").read_bytes()
+        hub.modelscope[f"RapidAI/RapidOCR/resolve/v3.9.2/{file}"] = content
+    detection = packaged("rapidocr", "models/PP-OCRv6_det_small.onnx").read_bytes()
+    part = store.partial(Task.OCR, "PP-OCRv6_small") / "1-an-earlier-process/parts" / sha256(detection).hexdigest()[:40]
+    part.parent.mkdir(parents=True)
+    part.write_bytes(detection)
+    make().download(Task.OCR, "PP-OCRv6_small")
+    assert [request.first_byte for request in hub.downloads("PP-OCRv6_det")] == [len(detection)]
 
 
 # --- wrong contents --------------------------------------------------------------------------------------------

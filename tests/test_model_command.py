@@ -215,6 +215,15 @@ def test_remove_asks(run: Run, store: ModelStore, monkeypatch: pytest.MonkeyPatc
     assert not tree(store.folder)
 
 
+def test_a_download_that_broke_off_is_listed_and_can_be_removed(run: Run, store: ModelStore, hub: TestHub) -> None:
+    hub.fault(GRAPH, status=404)
+    assert run("download", NAME)[0] == 1
+    assert "0.0 MB downloaded, not complete" in run("list")[1]
+    assert run("verify") == (0, "", "")
+    assert run("remove", NAME, "--yes")[:2] == (0, f"clip/{NAME}: 0.0 MB freed\n")
+    assert not list(store.folder.rglob("*.json"))
+
+
 def test_a_users_folder_is_never_removed(run: Run, store: ModelStore) -> None:
     folder = put_by_hand(store)
     code, _, errors = run("remove", NAME, "--yes")

@@ -133,29 +133,29 @@ class Downloader:
             # What an interrupted installation left may be half a file, where the disk cannot rename at once.
             return interrupted[file.path].is_at(path) if file.path in interrupted else path.exists()
 
-        self._bring(hub, source, installation, [file for file in self._list(hub, source) if not is_there(file)])
+        self._bring(hub, source, task, name, [file for file in self._list(hub, source) if not is_there(file)])
 
     def _renew(self, hub: Hub, source: Source, key: ModelKey) -> None:
-        installation = self._installation(key.task, key.name)
+        folder = self._store.model_folder(key.task, key.name)
         scope = [
             file for file in self._list(hub, source) if file.path == CONFIG or file.path.startswith(f"{key.type}/")
         ]
-        wrong = [file for file in scope if not file.is_at(installation.folder / file.path)]
+        wrong = [file for file in scope if not file.is_at(folder / file.path)]
         if not wrong:
             raise ModelUnavailableError(
                 f"Model '{key.name}' does not load, though its files are those of {hub.address(source)}: "
                 f"this server's engine cannot run it, or has too little memory"
             )
         graphs = [file for file in wrong if not file.path.endswith(".json")]
-        self._bring(hub, source, installation, graphs or wrong, replacing=True)
+        self._bring(hub, source, key.task, key.name, graphs or wrong, replacing=True)
 
     def _bring(
-        self, hub: Hub, source: Source, installation: Installation, files: list[RemoteFile], *, replacing: bool = False
+        self, hub: Hub, source: Source, task: Task, name: str, files: list[RemoteFile], *, replacing: bool = False
     ) -> None:
         """Download files and put them in place."""
+        installation = self._installation(task, name)
         if not files and not installation.is_open:
             return
-        task, name = Task(installation.folder.parent.name), installation.folder.name
         start = time.monotonic()
         log.info("Downloading %s/%s from %s: %d files", task, name, hub.address(source), len(files))
         staging = Staging(self._store.partial(task, name))
@@ -225,7 +225,7 @@ class Downloader:
 
     @contextlib.contextmanager
     def _alone(self, task: Task, name: str) -> Iterator[None]:
-        path = self._store.partial(task, name).with_suffix(".lock")
+        path = self._store.lock(task, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         lease = SoftFileLease(path, lease_duration=self._lease_s)
         try:
