@@ -30,9 +30,21 @@ def server(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield server
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_real_hub() -> Iterator[None]:
+    """No test asks the real hubs, nor does any server or command that a test starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setenv("MODELSCOPE_DOMAIN", "nowhere://")
+        yield
+
+
 @pytest.fixture
-def hub() -> Iterator[TestHub]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestHub]:
     """A hub with one model on it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with running_hub() as hub:
         hub.repositories[REPOSITORY] = contents()
         yield hub

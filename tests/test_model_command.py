@@ -88,7 +88,7 @@ def test_download_of_what_cannot_be_had(run: Run) -> None:
     code, output, errors = run("download", "ViT-L-14__openai", NAME)
     assert code == 1
     assert output == f"clip/{NAME}: complete, 0.4 MB\n"  # the others are downloaded all the same
-    assert errors.startswith("Model 'ViT-L-14__openai' could not be downloaded.")
+    assert errors.startswith("Model 'ViT-L-14__openai' is not on this server: it could not be downloaded.")
 
 
 @pytest.mark.parametrize("words", [("download", "nonsense"), ("verify", NAME), ("remove", NAME)])

@@ -21,7 +21,7 @@ def test_a_request_is_answered_once_its_model_has_come(hub: TestHub, tmp_path: P
     cache = tmp_path / "cache"
     held = hub.fault(GRAPH, hold_at=0)
     answers: list[Any] = []
-    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    environment = {"HF_ENDPOINT": hub.url}
     with running_server(cache, tmp_path, environment) as server:
         requests = [
             threading.Thread(target=lambda: answers.append(server.predict(ENTRIES, text="a cat"))) for _ in range(3)
@@ -47,7 +47,7 @@ def test_a_damaged_model_is_replaced_and_answers(hub: TestHub, tmp_path: Path) -
     hub.repositories[f"immich-app/{NAME}"] = tree(folder)
     graph = folder / "textual/model.onnx"
     graph.write_bytes(graph.read_bytes()[:1000])
-    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    environment = {"HF_ENDPOINT": hub.url}
     with running_server(cache, tmp_path, environment) as server:
         assert server.predict(ENTRIES, text="a cat").status_code == 200
     (aside,) = graph.parent.glob("model.onnx.broken-*")
@@ -72,5 +72,14 @@ def test_a_missing_model_is_explained_to_the_client(tmp_path: Path) -> None:
         answer = server.predict(ENTRIES, text="a cat")
     assert answer.status_code == 500
     detail = answer.json()["detail"]
-    assert detail.startswith(f"Model '{NAME}' could not be downloaded. Hugging Face: ")
+    assert detail.startswith(f"Model '{NAME}' is not on this server: it could not be downloaded. Hugging Face: ")
     assert "Unset HF_HUB_OFFLINE" in detail
+
+
+def test_a_missing_ocr_model_names_the_alias_to_set(tmp_path: Path) -> None:
+    models = {"detection": {"modelName": "PP-OCRv5_server"}, "recognition": {"modelName": "PP-OCRv5_server"}}
+    photo = (Path(__file__).parents[1] / "docs/invoice.jpg").read_bytes()
+    with running_server(tmp_path / "cache", tmp_path) as server:
+        detail = server.predict({"ocr": models}, image=photo).json()["detail"]
+    assert "Check MODELSCOPE_DOMAIN" in detail
+    assert detail.endswith('set MACHINE_LEARNING_MODEL_ALIASES={"PP-OCRv5_server": "PP-OCRv6_small"}')

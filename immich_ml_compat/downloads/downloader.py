@@ -203,8 +203,9 @@ class Downloader:
             raise ModelUnavailableError(
                 f"Model '{name}' is not on this server: {folder} has no such graph, and no hub is known to have it."
             )
+        lacking = " is not on this server: it" if self._store.missing(task, name) else ""
         raise ModelUnavailableError(
-            f"Model '{name}' could not be downloaded. {'. '.join(failures)}. "
+            f"Model '{name}'{lacking} could not be downloaded. {'. '.join(failures)}. "
             f"Or copy the model into {folder} by hand.{_alias_hint(task, name)}"
         )
 

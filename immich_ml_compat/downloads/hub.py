@@ -70,15 +70,17 @@ class Hub(ABC):
         """Turn the HTTP library's failures into a DownloadError."""
         try:
             yield
-        except httpx2.TransportError as error:
+        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
+            raise DownloadError(
+                f"{url} cannot be used ({_one_line(error)})", f"Check {self.mirror_variable}"
+            ) from error
+        except httpx2.HTTPError as error:
             host = re.sub(r"^(\w+://[^/]+).*", r"\1", url)
             raise DownloadError(
-                f"{host} cannot be reached or broke off ({type(error).__name__}: {one_line(error)})",
+                f"{host} cannot be reached or broke off ({type(error).__name__}: {_one_line(error)})",
                 f"Check this server's network, or name a mirror in {self.mirror_variable}",
                 transient=True,
             ) from error
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise DownloadError(f"{url} cannot be used ({one_line(error)})", f"Check {self.mirror_variable}") from error
 
     def refusal(self, response: httpx2.Response) -> DownloadError:
         """Say what an error status means."""
@@ -98,6 +100,6 @@ def _retry_after(value: str | None) -> float | None:
     return float(value) if value is not None and re.fullmatch(r"\d+", value) else None
 
 
-def one_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """Return an exception's text on one line."""
     return " ".join(str(error).split()) or type(error).__name__
