@@ -70,7 +70,7 @@ def test_a_kill_in_the_middle_of_a_file_costs_only_what_was_under_way(
     fault = hub.fault(GRAPH, hold_at=100_000)
     with downloading(hub, store) as process:
         assert fault.reached.wait(60)
-        wait_until(lambda: max(part_sizes(store)) >= 100_000)
+        wait_until(lambda: max(part_sizes(store), default=0) >= 100_000)
         process.kill()
         process.wait()
     fault.release.set()
@@ -120,7 +120,7 @@ def test_a_process_that_slept_while_another_took_over_harms_nothing(
     fault = hub.fault(GRAPH, hold_at=100_000)
     with downloading(hub, store) as process:
         assert fault.reached.wait(60)
-        wait_until(lambda: max(part_sizes(store)) >= 100_000)
+        wait_until(lambda: max(part_sizes(store), default=0) >= 100_000)
         os.kill(process.pid, signal.SIGSTOP)
         lock = store.lock(Task.CLIP, NAME)
         # Alive, so only the lock's age tells that it does not go on.
