@@ -1,6 +1,6 @@
 """Fetches the test's model in a process of its own, which tests stop at will.
 
-    python -m tests.downloading_process <hub> <cache folder> [<moment>]
+    python -m tests.downloading_process <hub> <cache folder> <lease in seconds> [<moment>]
 
 With a moment it kills itself there, as a power cut would.
 """
@@ -57,9 +57,9 @@ MOMENTS: dict[str, Any] = {
 
 
 if __name__ == "__main__":
-    hub, cache = sys.argv[1:3]
-    if sys.argv[3:]:
-        MOMENTS[sys.argv[3]]()
+    hub, cache, lease = sys.argv[1:4]
+    if sys.argv[4:]:
+        MOMENTS[sys.argv[4]]()
     Downloader(
-        ModelStore(Path(cache)), hubs={"huggingface": lambda: HuggingFace(hub)}, patience=AT_ONCE, lease_s=1.0
+        ModelStore(Path(cache)), hubs={"huggingface": lambda: HuggingFace(hub)}, patience=AT_ONCE, lease_s=float(lease)
     ).fetch(VISUAL)

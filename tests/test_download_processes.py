@@ -20,13 +20,15 @@ from .downloading_process import MOMENTS
 from .hub import TestHub
 
 ROOT = Path(__file__).parents[1]
-# As in downloading_process: all processes on a folder must have the same.
-LEASE_S = 1.0
+LEASE_S = 60.0
+SHORT_LEASE_S = 1.0  # for a test that waits until it is over
 
 
 @contextmanager
-def downloading(hub: TestHub, store: ModelStore, *moment: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "tests.downloading_process", hub.url, str(store.folder), *moment]
+def downloading(
+    hub: TestHub, store: ModelStore, *moment: str, lease_s: float = LEASE_S
+) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "tests.downloading_process", hub.url, str(store.folder), str(lease_s), *moment]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
         try:
             yield process
@@ -55,7 +57,7 @@ def test_a_kill_while_a_model_is_put_in_place_leaves_it_whole_or_not_there(
     for key in (VISUAL, TEXTUAL):
         assert store.find(key) is None or tree(folder) == published(contents())
     hub.requests.clear()
-    make(lease_s=LEASE_S).fetch(VISUAL)
+    make().fetch(VISUAL)
     assert tree(folder) == published(contents())
     recorded = manifest.read(folder / manifest.MANIFEST)
     assert recorded is not None
@@ -76,7 +78,7 @@ def test_a_kill_in_the_middle_of_a_file_costs_only_what_was_under_way(
     fault.release.set()
     assert store.find(VISUAL) is None
     hub.requests.clear()
-    make(lease_s=LEASE_S).fetch(VISUAL)
+    make().fetch(VISUAL)
     (request,) = hub.downloads(GRAPH)
     assert request.first_byte >= 100_000
     assert hub.downloads("/config.json") == []
@@ -105,12 +107,12 @@ def test_a_lock_whose_holder_died_on_another_machine_is_taken_over(make: Make, s
     code = (
         "import os, signal, socket, sys, filelock\n"
         "socket.gethostname = lambda: 'elsewhere'\n"
-        f"lease = filelock.SoftFileLease(sys.argv[1], lease_duration={LEASE_S})\nlease.acquire()\n"
+        f"lease = filelock.SoftFileLease(sys.argv[1], lease_duration={SHORT_LEASE_S})\nlease.acquire()\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(lock)], check=False)
     assert lock.exists()
-    make(lease_s=LEASE_S).fetch(VISUAL)
+    make(lease_s=SHORT_LEASE_S).fetch(VISUAL)
     assert tree(store.folder / "clip" / NAME) == published(contents())
 
 
@@ -118,14 +120,14 @@ def test_a_process_that_slept_while_another_took_over_harms_nothing(
     make: Make, store: ModelStore, hub: TestHub
 ) -> None:
     fault = hub.fault(GRAPH, hold_at=100_000)
-    with downloading(hub, store) as process:
+    with downloading(hub, store, lease_s=SHORT_LEASE_S) as process:
         assert fault.reached.wait(60)
         wait_until(lambda: max(part_sizes(store), default=0) >= 100_000)
         os.kill(process.pid, signal.SIGSTOP)
         lock = store.lock(Task.CLIP, NAME)
         # Alive, so only the lock's age tells that it does not go on.
-        wait_until(lambda: time.time() - lock.stat().st_mtime > LEASE_S)
-        make(lease_s=LEASE_S).fetch(VISUAL)
+        wait_until(lambda: time.time() - lock.stat().st_mtime > SHORT_LEASE_S)
+        make(lease_s=SHORT_LEASE_S).fetch(VISUAL)
         before = tree(store.folder / "clip" / NAME)
         fault.release.set()
         os.kill(process.pid, signal.SIGCONT)
