@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .catalog import EMBEDDED_OCR
+from .catalog import EMBEDDED_OCR, Task
 from .settings import ConfigurationError, load_settings, set_up_logging
 
 
@@ -27,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .doctor import doctor
 
             return doctor(settings)
+        if options.command == "models":
+            from .model_command import run
+
+            return run(settings, options)
         from .predicting import predict
 
         return predict(settings, options)
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _log_level(level: int, command: str) -> int:
     """What a server tells as it goes along would only stand in the way of a command's output."""
-    return logging.WARNING if level == logging.INFO and command != "serve" else level
+    return logging.WARNING if level == logging.INFO and command == "predict" else level
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="serve Immich's requests; settings come from the environment (see the README)")
     commands.add_parser("doctor", help="try out what this machine and installation can do")
+    _add_models(commands.add_parser("models", help="list, download, verify or remove the models in the cache folder"))
     _add_predict(commands.add_parser("predict", help="run models on one photo or text and print the answer"))
     return parser
 
@@ -62,3 +67,18 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="how to print (table)")
     parser.add_argument("--draw", type=Path, metavar="OUT", help="write the photo with its text and faces marked")
     parser.add_argument("--font", type=Path, help="font file for --draw (one for Chinese is looked for)")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing = actions.add_parser("list", help="show the models on disk, and whether they are complete")
+    listing.add_argument("--all", action="store_true", help="show those too that can be downloaded")
+    downloading = actions.add_parser("download", help="download models, or what they lack")
+    downloading.add_argument("names", nargs="+", metavar="NAME", help="a model's name")
+    verifying = actions.add_parser("verify", help="compare files with the sums known of them; 1 where one differs")
+    verifying.add_argument("names", nargs="*", metavar="NAME", help="a model's name (all models on disk)")
+    removing = actions.add_parser("remove", help="delete what was downloaded; your own files stay")
+    removing.add_argument("names", nargs="+", metavar="NAME", help="a model's name")
+    removing.add_argument("--yes", action="store_true", help="do not ask")
+    for action in (listing, downloading, verifying, removing):
+        action.add_argument("--task", type=Task, choices=list(Task), help="only models of this task")

@@ -123,7 +123,8 @@ def _cache_folder(settings: Settings) -> Iterator[Finding]:
 
 def _inference(service: Service, store: ModelStore, task: Task) -> Iterator[Finding]:
     """Try one model of a task: the first that is whole."""
-    name = next((name for name in store.names(task) if all(store.find(key) for key in _keys(task, name))), None)
+    names = [name for each, name in store.models() if each == task]
+    name = next((name for name in names if all(store.find(key) for key in _keys(task, name))), None)
     if name is None:
         yield Finding(task, "no model on disk to try", ok=None)
         return

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from .catalog import EMBEDDED_OCR, ModelType, Task
+from .catalog import ModelType, Task
+from .downloads import Downloader
 from .engine import Engine, EngineError
 from .errors import ModelUnavailableError
 from .memory import release
-from .settings import PREFIX
 from .store import ModelFiles, ModelKey, ModelStore
 
 log = logging.getLogger(__name__)
@@ -92,12 +92,14 @@ class Models:
     def __init__(
         self,
         store: ModelStore,
+        downloader: Downloader,
         engine: Engine,
         loaders: Loaders,
         retention: Retention = Retention(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
+        self._downloader = downloader
         self._engine = engine
         self._loaders = loaders
         self._retention = retention
@@ -168,24 +170,30 @@ class Models:
         return self._clock() - min(starts) if starts else 0.0
 
     def _load(self, key: ModelKey, slot: _Slot) -> None:
-        files = self._store.find(key)
-        if files is None:
-            raise ModelUnavailableError(self._missing(key))
+        files = self._store.find(key) or self._downloader.fetch(key)
         slot.size = files.size()
         self._make_room(slot)
         for attempt in range(1, _ATTEMPTS + 1):
-            slot.loading_since = start = self._clock()
             try:
-                slot.model = self._loaders[key.task, key.type](files, self._engine)
+                slot.model = self._load_once(key, slot, files)
             except _LOADING_ERRORS as error:
                 log.error("Loading %s failed (attempt %d of %d): %s", key, attempt, _ATTEMPTS, error)
+                # Where memory is short the files are not to blame.
+                if attempt < _ATTEMPTS and not isinstance(error, MemoryError):
+                    files = self._repair(key, files)
             else:
-                provider = slot.model.execution_provider
-                log.info("Loaded %s from %s on %s in %.2f s", key, files.graph, provider, self._clock() - start)
                 return
-            finally:
-                slot.loading_since = None
         raise ModelUnavailableError(f"Failed to load model '{key.name}'")
+
+    def _load_once(self, key: ModelKey, slot: _Slot, files: ModelFiles) -> Model:
+        slot.loading_since = start = self._clock()
+        try:
+            model = self._loaders[key.task, key.type](files, self._engine)
+        finally:
+            slot.loading_since = None
+        seconds = self._clock() - start
+        log.info("Loaded %s from %s on %s in %.2f s", key, files.graph, model.execution_provider, seconds)
+        return model
 
     def _make_room(self, wanting: _Slot) -> None:
         """Unload what was used least recently until the wanted model fits the budget, as far as others let go."""
@@ -207,11 +215,9 @@ class Models:
             if self._slots.pop(key).model is not None:
                 log.info("Unloaded %s: %s", key, reason)
 
-    def _missing(self, key: ModelKey) -> str:
-        message = f"Model '{key.name}' is not on this server: {self._store.location(key)} does not exist."
-        if key.task == Task.OCR and key.name != EMBEDDED_OCR:
-            message += (
-                f" To have the built-in model answer for it, set {PREFIX}MODEL_ALIASES="
-                f'{{"{key.name}": "{EMBEDDED_OCR}"}}'
-            )
-        return message
+    def _repair(self, key: ModelKey, files: ModelFiles) -> ModelFiles:
+        try:
+            return self._downloader.replace(key)
+        except ModelUnavailableError as error:
+            log.error("%s", error.detail)
+            return files

@@ -12,6 +12,7 @@ from PIL import Image
 from .answer import success
 from .catalog import ModelType, Task
 from .clip import embed_image, embed_text
+from .downloads import Downloader
 from .engine import EngineError
 from .engine.onnxruntime import OnnxRuntimeEngine
 from .errors import ModelUnavailableError, RequestError, failure
@@ -52,7 +53,8 @@ class Service:
             raise ConfigurationError(f"MACHINE_LEARNING_DEVICE={settings.device}: {error}") from error
         budget = settings.memory_budget_mb
         retention = Retention(settings.model_ttl, settings.text_model_ttl, budget * _MEGABYTE if budget else None)
-        self.models = Models(store, engine, loaders(settings.max_batch_size), retention)
+        downloader = Downloader(store, settings.model_source)
+        self.models = Models(store, downloader, engine, loaders(settings.max_batch_size), retention)
 
     def answer(self, request: PredictRequest) -> Answer:
         """Answer a request; whatever is wrong with it or with a model becomes an answer too."""

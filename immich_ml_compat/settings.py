@@ -117,6 +117,9 @@ class Settings(BaseSettings):
     model_aliases: dict[str, str] = {}
     """Names answered by another model of the same task, as a JSON object."""
 
+    model_source: Literal["huggingface", "modelscope"] = "huggingface"
+    """The hub that is asked first for a model that several have; the others are asked where it fails."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run: `auto` is the GPU where the installed ONNX Runtime can use one."""
 

@@ -7,6 +7,11 @@
     <cache>/ocr/<name>/recognition/charset.txt                           where the graph has no `character` metadata
 
 is the stock server's layout; a folder with that shape is a model, whoever put it there.
+
+    <cache>/.partial/<task>/<name>/...           what is being downloaded
+    <cache>/.partial/<task>/<name>.lock          there while a process works on the model
+    <cache>/.partial/<task>/<name>.installing    there while files are put into the model's folder, which does
+                                                 not count then
 """
 
 import json
@@ -18,6 +23,18 @@ from typing import Any
 from .catalog import EMBEDDED_OCR, ModelType, Task
 
 GRAPH = "model.onnx"
+CONFIG = "config.json"
+PARTIAL = ".partial"
+
+_CLIP_FILES = (
+    CONFIG,
+    "visual/model.onnx",
+    "visual/preprocess_cfg.json",
+    "textual/model.onnx",
+    "textual/tokenizer.json",
+    "textual/tokenizer_config.json",
+)
+_PAIR_FILES = ("detection/model.onnx", "recognition/model.onnx")
 
 _MAX_NAME_BYTES = 200  # file systems take 255
 
@@ -51,7 +68,11 @@ class ModelFiles:
         """Return the bytes of the graph, and of what lies in a folder of its own beside it: weights may."""
         if self.graph.name != GRAPH:
             return self.graph.stat().st_size
-        return sum(path.stat().st_size for path in self.graph.parent.iterdir() if path.is_file())
+        return sum(
+            path.stat().st_size
+            for path in self.graph.parent.iterdir()
+            if path.is_file() and ".broken-" not in path.name  # set aside, not used
+        )
 
     def beside(self, name: str) -> Path:
         """Return the path of a file in the graph's folder."""
@@ -67,12 +88,12 @@ class ModelStore:
 
     def find(self, key: ModelKey) -> ModelFiles | None:
         """Return the files of a graph, or None where it is not on disk."""
-        folder = self._folder(key.task, key.name)
+        folder = self.model_folder(key.task, key.name)
         graph = folder / key.type / GRAPH
-        if graph.is_file():
-            return ModelFiles(key.name, graph, folder / "config.json")
+        if graph.is_file() and not self.marker(key.task, key.name).exists():
+            return ModelFiles(key.name, graph, folder / CONFIG)
         embedded = self._embedded.get(key)
-        return ModelFiles(key.name, embedded, embedded.with_name("config.json")) if embedded else None
+        return ModelFiles(key.name, embedded, embedded.with_name(CONFIG)) if embedded else None
 
     def holds(self, task: Task, name: str) -> bool:
         """Tell whether a model of that name is on disk or installed, in whatever part."""
@@ -81,30 +102,49 @@ class ModelStore:
         # A name from a request may be anything a file name cannot be.
         if not name or not name.isprintable() or len(name.encode()) > _MAX_NAME_BYTES:
             return False
-        folder = self._folder(task, name)
+        folder = self.model_folder(task, name)
         return any((folder / kind / GRAPH).is_file() for kind in ModelType)
-
-    def names(self, task: Task) -> list[str]:
-        """Return the models of a task that are on disk or installed, in whatever part."""
-        folder = self.folder / task
-        found = {path.name for path in folder.iterdir() if self.holds(task, path.name)} if folder.is_dir() else set()
-        return sorted(found | {key.name for key in self._embedded if key.task == task})
 
     def clip_dimension(self, name: str) -> int | None:
         """Return the embedding length that a CLIP model's `config.json` states, or None."""
         try:
-            config: Any = json.loads((self._folder(Task.CLIP, name) / "config.json").read_bytes())
+            config: Any = json.loads((self.model_folder(Task.CLIP, name) / CONFIG).read_bytes())
         except (OSError, ValueError):
             return None
         dimension = config.get("embed_dim") if isinstance(config, dict) else None
         return dimension if isinstance(dimension, int) else None
 
-    def location(self, key: ModelKey) -> Path:
-        """Return the path at which a graph belongs in the cache folder."""
-        return self._folder(key.task, key.name) / key.type / GRAPH
-
-    def _folder(self, task: Task, name: str) -> Path:
+    def model_folder(self, task: Task, name: str) -> Path:
+        """Return the folder of a model in the cache folder."""
         return self.folder / task / name
+
+    def partial(self, task: Task, name: str) -> Path:
+        """Return the folder for what is downloaded of a model before it is complete."""
+        return self.folder / PARTIAL / task / name
+
+    def marker(self, task: Task, name: str) -> Path:
+        """Return the file that is there while files are put into a model's folder."""
+        return self.folder / PARTIAL / task / f"{name}.installing"
+
+    def lock(self, task: Task, name: str) -> Path:
+        """Return the file that is there while a process changes a model's folder."""
+        return self.folder / PARTIAL / task / f"{name}.lock"
+
+    def models(self) -> list[tuple[Task, str]]:
+        """Return every model that is on disk in whatever part, or installed with this package."""
+        found = {(key.task, key.name) for key in self._embedded}
+        for task in Task:
+            for folder in (self.folder / task, self.folder / PARTIAL / task):
+                if folder.is_dir():
+                    found |= {(task, path.name) for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
+        return sorted(found)
+
+    def missing(self, task: Task, name: str) -> list[str]:
+        """Return the files that a model should have and has not."""
+        folder = self.model_folder(task, name)
+        embedded = {f"{key.type}/{GRAPH}" for key in self._embedded if (key.task, key.name) == (task, name)}
+        expected = _CLIP_FILES if task == Task.CLIP else _PAIR_FILES
+        return [path for path in expected if path not in embedded and not (folder / path).is_file()]
 
 
 def _embedded_graphs() -> dict[ModelKey, Path]:

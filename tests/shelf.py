@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
+from immich_ml_compat.downloads import Downloader
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
 from immich_ml_compat.models import Loader, Loaders, Model, Models
 from immich_ml_compat.store import ModelKey, ModelStore
@@ -26,8 +27,9 @@ class Shelf:
     """Models in memory over a folder."""
 
     def __init__(self, folder: Path) -> None:
+        store = ModelStore(folder)
         self._loaders: dict[object, Loader] = {}
-        self.models = Models(ModelStore(folder), OnnxRuntimeEngine(), cast(Loaders, self._loaders))
+        self.models = Models(store, Downloader(store), OnnxRuntimeEngine(), cast(Loaders, self._loaders))
 
     def get(self, key: ModelKey, load: Loader) -> Model:
         """Return a model, loaded so where it is not there yet."""

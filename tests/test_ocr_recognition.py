@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from immich_ml_compat.catalog import ModelType, Task
+from immich_ml_compat.downloads import Downloader
 from immich_ml_compat.engine import Array
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
 from immich_ml_compat.errors import ModelOutputError
@@ -343,7 +344,7 @@ def test_lines_without_text_or_score_are_dropped(tmp_path: Path, min_text_score:
         (tmp_path / "ocr" / OCR / kind).mkdir(parents=True)
         (tmp_path / "ocr" / OCR / kind / "model.onnx").touch()
     step = Ocr(ASKED.detector, ASKED.recognizer, min_text_score=min_text_score)
-    models = Models(ModelStore(tmp_path), FakeEngine(sessions), loaders(MaxBatchSize()))
+    models = Models(store := ModelStore(tmp_path), Downloader(store), FakeEngine(sessions), loaders(MaxBatchSize()))
     answer = read_text(step, Image.fromarray(picture), models, orientation=False)
     assert answer["text"] == [SHADES[shade][0] for shade in kept]
     share = 260 * 20 / (261 * 21)  # dilation adds a row and a column to each bar
@@ -355,7 +356,7 @@ def test_lines_without_text_or_score_are_dropped(tmp_path: Path, min_text_score:
 def test_box_score_stays_with_its_line(cache: Path) -> None:
     lines = [((30, 20), ENGLISH[0]), ((200, 75), CHINESE[1]), ((30, 130), "28 April"), ((60, 185), CHINESE[3])]
     image = page((720, 250), lines)
-    models = Models(ModelStore(cache), OnnxRuntimeEngine(), loaders(MaxBatchSize()))
+    models = Models(store := ModelStore(cache), Downloader(store), OnnxRuntimeEngine(), loaders(MaxBatchSize()))
     with models.use(ASKED.detector, TextDetector) as detector:
         boxes = detector.detect(image, ASKED.min_box_score, ASKED.max_resolution)
     assert len(set(boxes.scores.tolist())) == len(lines)

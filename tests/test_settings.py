@@ -40,6 +40,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
     ("cache_folder", f"{P}CACHE_FOLDER", Path("~/.cache/immich_ml"), ("/cache", Path("/cache")), None),
     ("model_aliases", f"{P}MODEL_ALIASES", {}, ('{"a":"b","c":"d"}', {"a": "b", "c": "d"}), "nope"),
+    ("model_source", f"{P}MODEL_SOURCE", "huggingface", ("modelscope", "modelscope"), "github"),
     ("device", f"{P}DEVICE", "auto", ("cpu", "cpu"), "toaster"),
     ("device_ids", f"{P}DEVICE_IDS", (0,), ("1, 0", (1, 0)), "a"),
     ("workers", f"{P}WORKERS", 1, ("2", 2), "0"),

@@ -1,0 +1,13 @@
+"""Models that are not on disk: fetched from a hub, checked, and put in place whole or not at all.
+
+sources.toml  sources.py       which hub has which model, under which address and sum
+huggingface.py  modelscope.py  the hubs, over hub.py and transfer.py (resumed HTTP)
+staging.py                     where files lie until they are complete and checked
+manifest.py  installing.py     what was downloaded; how it gets into a model's folder
+downloader.py                  all of it together, one process at a time
+checking.py  batch_axis.py     sums of what is on disk, for `models verify`
+"""
+
+from .downloader import Downloader
+
+__all__ = ["Downloader"]

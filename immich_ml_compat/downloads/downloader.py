@@ -1,0 +1,267 @@
+"""Downloads models into the cache folder: one process at a time, each model whole or not at all."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from filelock import SoftFileLease, Timeout
+
+from ..catalog import EMBEDDED_OCR, Task
+from ..errors import ModelUnavailableError
+from ..settings import PREFIX
+from ..store import CONFIG, GRAPH, ModelFiles, ModelKey, ModelStore
+from .failures import DISK_FULL, DownloadError, Patience, explain_disk
+from .files import RemoteFile
+from .hub import Hub
+from .installing import Installation
+from .manifest import describe
+from .progress import Progress
+from .sources import HubName, Source, sources
+from .staging import Staging
+
+log = logging.getLogger(__name__)
+
+HubFactory = Callable[[], Hub]
+_Work = Callable[[Hub, Source], None]
+
+# Not raised to the time a download takes: the holder of the lock says every third of it that it is alive.
+_LEASE_S = 60.0
+_PAUSE_S = 30.0
+
+
+def _huggingface() -> Hub:
+    from .huggingface import HuggingFace  # here, as a server whose models are all on disk never needs it
+
+    return HuggingFace()
+
+
+def _modelscope() -> Hub:
+    from .modelscope import ModelScope
+
+    return ModelScope()
+
+
+_HUBS: dict[HubName, HubFactory] = {"huggingface": _huggingface, "modelscope": _modelscope}
+
+
+class Downloader:
+    """Gets models from the hubs. Safe to use from several threads and from several processes on one folder."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        first: HubName = "huggingface",
+        *,
+        hubs: Mapping[HubName, HubFactory] = _HUBS,
+        patience: Patience = Patience(),  # noqa: B008 (it is immutable)
+        lease_s: float = _LEASE_S,
+        pause_s: float = _PAUSE_S,
+    ) -> None:
+        """`first` is asked before other hubs that have a model.
+
+        After `lease_s` seconds without a sign of life another process takes a download over; all processes on
+        a folder must have the same. For `pause_s` seconds after a failure the same request fails at once.
+        """
+        self._store = store
+        self._first = first
+        self._factories = hubs
+        self._hubs: dict[HubName, Hub] = {}
+        self._patience = patience
+        self._lease_s = lease_s
+        self._pause_s = pause_s
+        self._failed: dict[tuple[Task, str], tuple[float, str]] = {}
+
+    def fetch(self, key: ModelKey) -> ModelFiles:
+        """Download the model of a graph and return the graph's files. Raises ModelUnavailableError."""
+        self._raise_recent_failure(key.task, key.name)
+        try:
+            with self.alone(key.task, key.name):
+                if not self._installation(key.task, key.name).resume() or self._store.find(key) is None:
+                    self._complete(key.task, key.name)
+            return self._found(key)
+        except ModelUnavailableError:
+            # Where this process slept so long that another took over, that one may have got it.
+            if files := self._store.find(key):
+                return files
+            raise
+
+    def replace(self, key: ModelKey) -> ModelFiles:
+        """Download what does not load, set the damaged files aside, and return the graph's files.
+
+        Only files that differ from the hub's are touched, and only once fresh ones are there: the graph and
+        its weights, or where those are as they should be, its small files. Raises ModelUnavailableError.
+        """
+        self._raise_recent_failure(key.task, key.name)
+        if not sources(key.task, key.name):
+            folder = self._store.model_folder(key.task, key.name)
+            raise ModelUnavailableError(
+                f"Model '{key.name}' does not load, and no hub is known to have it: check {folder}"
+            )
+        with self.alone(key.task, key.name):
+            self._installation(key.task, key.name).resume()
+            self._from_a_source(key.task, key.name, lambda hub, source: self._renew(hub, source, key))
+        return self._found(key)
+
+    def download(self, task: Task, name: str) -> None:
+        """Download what a model lacks, all of it if need be. Raises ModelUnavailableError."""
+        with self.alone(task, name):
+            self._installation(task, name).resume()
+            self._complete(task, name)
+
+    def published(self, task: Task, name: str) -> list[RemoteFile]:
+        """Return the files that the first hub in reach has of a model. Raises ModelUnavailableError."""
+        found: list[RemoteFile] = []
+        self._from_a_source(task, name, lambda hub, source: found.extend(self._list(hub, source)))
+        return found
+
+    @contextlib.contextmanager
+    def alone(self, task: Task, name: str) -> Iterator[None]:
+        """Keep other processes from changing a model's folder meanwhile. Raises ModelUnavailableError."""
+        with self._failures_explained(task, name), self._alone(task, name):
+            yield
+
+    def _complete(self, task: Task, name: str) -> None:
+        self._from_a_source(task, name, lambda hub, source: self._add_missing(hub, source, task, name))
+
+    def _add_missing(self, hub: Hub, source: Source, task: Task, name: str) -> None:
+        installation = self._installation(task, name)
+        interrupted = installation.interrupted.files
+
+        def is_there(file: RemoteFile) -> bool:
+            path = installation.folder / file.path
+            # What an interrupted installation left may be half a file, where the disk cannot rename at once.
+            return interrupted[file.path].is_at(path) if file.path in interrupted else path.exists()
+
+        self._bring(hub, source, task, name, [file for file in self._list(hub, source) if not is_there(file)])
+
+    def _renew(self, hub: Hub, source: Source, key: ModelKey) -> None:
+        folder = self._store.model_folder(key.task, key.name)
+        scope = [
+            file for file in self._list(hub, source) if file.path == CONFIG or file.path.startswith(f"{key.type}/")
+        ]
+        wrong = [file for file in scope if not file.is_at(folder / file.path)]
+        if not wrong:
+            raise ModelUnavailableError(
+                f"Model '{key.name}' does not load, though its files are those of {hub.address(source)}: "
+                f"this server's engine cannot run it, or has too little memory"
+            )
+        graphs = [file for file in wrong if not file.path.endswith(".json")]
+        self._bring(hub, source, key.task, key.name, graphs or wrong, replacing=True)
+
+    def _bring(
+        self, hub: Hub, source: Source, task: Task, name: str, files: list[RemoteFile], *, replacing: bool = False
+    ) -> None:
+        """Download files and put them in place."""
+        installation = self._installation(task, name)
+        if not files and not installation.is_open:
+            return
+        start = time.monotonic()
+        log.info("Downloading %s/%s from %s: %d files", task, name, hub.address(source), len(files))
+        staging = Staging(self._store.partial(task, name))
+        try:
+            with Progress(name) as progress:
+                for file in files:
+                    if file.size is not None:
+                        progress.expect(file.path, file.size)
+                for file in files:
+                    staging.obtain(hub, file, progress, self._patience)
+            paths = [file.path for file in files]
+            staging.keep_only(paths)
+            installation.install(staging.folder, describe(files, staging.folder), paths if replacing else ())
+        except DownloadError:
+            staging.remove_if_empty()
+            raise
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                staging.remove()  # a full disk hurts more than a download that begins anew
+            raise
+        staging.remove()
+        log.info("Downloaded %s/%s in %.1f s", task, name, time.monotonic() - start)
+
+    def _list(self, hub: Hub, source: Source) -> list[RemoteFile]:
+        failures = 0
+        while True:
+            try:
+                return hub.files(source)
+            except DownloadError as error:
+                failures += 1
+                self._patience.wait(failures, error)
+
+    def _from_a_source(self, task: Task, name: str, work: _Work) -> None:
+        failures: list[str] = []
+        for source in sources(task, name, self._first):
+            hub = self._hub(source.hub)
+            if failures:
+                log.warning("%s/%s: %s. Trying %s", task, name, failures[-1], hub.title)
+            try:
+                return work(hub, source)
+            except DownloadError as error:
+                failures.append(f"{hub.title}: {error}. {error.remedy}")
+        folder = self._store.model_folder(task, name)
+        if not failures:
+            raise ModelUnavailableError(
+                f"Model '{name}' is not on this server: {folder} has no such graph, and no hub is known to have it."
+            )
+        lacking = " is not on this server: it" if self._store.missing(task, name) else ""
+        raise ModelUnavailableError(
+            f"Model '{name}'{lacking} could not be downloaded. {'. '.join(failures)}. "
+            f"Or copy the model into {folder} by hand.{_alias_hint(task, name)}"
+        )
+
+    def _hub(self, name: HubName) -> Hub:
+        if name not in self._hubs:
+            self._hubs[name] = self._factories[name]()
+        return self._hubs[name]
+
+    def _installation(self, task: Task, name: str) -> Installation:
+        return Installation(self._store.model_folder(task, name), self._store.marker(task, name))
+
+    def _found(self, key: ModelKey) -> ModelFiles:
+        if files := self._store.find(key):
+            return files
+        raise ModelUnavailableError(
+            f"Model '{key.name}' has no {key.type}/{GRAPH} where it was downloaded from; it cannot be used for {key}"
+        )
+
+    @contextlib.contextmanager
+    def _alone(self, task: Task, name: str) -> Iterator[None]:
+        path = self._store.lock(task, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lease = SoftFileLease(path, lease_duration=self._lease_s)
+        try:
+            lease.acquire(timeout=0)
+        except Timeout:
+            log.info("Waiting for another download of %s/%s", task, name)
+            lease.acquire(poll_interval=min(0.2, self._lease_s / 10))
+        try:
+            yield
+        finally:
+            lease.release()
+
+    @contextlib.contextmanager
+    def _failures_explained(self, task: Task, name: str) -> Iterator[None]:
+        """Turn failures of the disk into an error that says what to do, and remember every failure for a while."""
+        try:
+            try:
+                yield
+            except OSError as error:
+                raise ModelUnavailableError(
+                    f"Model '{name}' could not be downloaded: {explain_disk(error, self._store.folder)}."
+                    f"{_alias_hint(task, name)}"
+                ) from error
+        except ModelUnavailableError as error:
+            self._failed[task, name] = (time.monotonic() + self._pause_s, error.detail)
+            raise
+
+    def _raise_recent_failure(self, task: Task, name: str) -> None:
+        # Immich queues a request for every photo; each would wait for the same dead line otherwise.
+        until, detail = self._failed.get((task, name), (0.0, ""))
+        if time.monotonic() < until:
+            raise ModelUnavailableError(detail)
+
+
+def _alias_hint(task: Task, name: str) -> str:
+    if task != Task.OCR or name == EMBEDDED_OCR:
+        return ""
+    return f' To have the built-in model answer for it, set {PREFIX}MODEL_ALIASES={{"{name}": "{EMBEDDED_OCR}"}}'

@@ -1,0 +1,77 @@
+"""What was downloaded into a model's folder: `.manifest.json`.
+
+A folder without one was filled by the stock server or by a person, and is a model all the same.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from .files import RemoteFile, sha256_of
+
+log = logging.getLogger(__name__)
+
+MANIFEST = ".manifest.json"
+
+
+class ManifestFile(BaseModel, frozen=True):
+    """One file as it was downloaded."""
+
+    size: int
+    """Bytes."""
+
+    sha256: str
+    address: str
+    date: datetime
+
+    def is_at(self, path: Path) -> bool:
+        """Tell whether the file at `path` is still this one. Raises OSError where it cannot be read."""
+        return path.is_file() and path.stat().st_size == self.size and sha256_of(path) == self.sha256
+
+
+class Manifest(BaseModel, frozen=True):
+    """The files of one model that were downloaded, by their path in its folder."""
+
+    files: dict[str, ManifestFile] = {}
+
+    def updated(self, other: "Manifest") -> "Manifest":
+        """Return this manifest with another's files added."""
+        return Manifest(files=self.files | other.files)
+
+
+def describe(files: Iterable[RemoteFile], folder: Path) -> Manifest:
+    """Make a manifest of files that have just been downloaded into a folder."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    entries = {}
+    for file in files:
+        path = folder / file.path
+        # The hub's sum has just been compared with the file; another is computed only where there was none.
+        sha256 = file.sha256 or sha256_of(path)
+        entries[file.path] = ManifestFile(size=path.stat().st_size, sha256=sha256, address=file.url, date=now)
+    return Manifest(files=entries)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Read a manifest; None where there is none or it is not one."""
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        log.warning("%s is not readable and counts as missing: %s", path, str(error).splitlines()[0])
+        return None
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Write a manifest so that a reader sees the old one or the new one. Raises OSError."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    with new.open("w", encoding="utf-8") as file:
+        json.dump(manifest.model_dump(mode="json"), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

@@ -1,0 +1,65 @@
+"""Fetches the test's model in a process of its own, which tests stop at will.
+
+    python -m tests.downloading_process <hub> <cache folder> <lease in seconds> [<moment>]
+
+With a moment it kills itself there, as a power cut would.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from immich_ml_compat.downloads import Downloader, installing
+from immich_ml_compat.downloads.huggingface import HuggingFace
+from immich_ml_compat.downloads.installing import Installation
+from immich_ml_compat.store import ModelStore
+
+from .downloading import AT_ONCE, VISUAL
+
+
+def die(*_: Any, **__: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def move_one_by_one(move: Any) -> None:
+    """Have a disk that cannot rename folders."""
+    patch.object(Installation, "_move_whole", lambda *_: False).start()
+    patch.object(Installation, "_move", move).start()
+
+
+def one_file_only(installation: Installation, source: Path, target: Path, **_: Any) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    patch.object(Installation, "_move", die).start()
+
+
+def half_a_file(installation: Installation, source: Path, target: Path, **_: Any) -> None:
+    if source.stat().st_size < 1000:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source.read_bytes()[:1000])
+    die()
+
+
+MOMENTS: dict[str, Any] = {
+    "all files staged": patch.object(Installation, "install", die).start,
+    "marker written": patch.object(Installation, "_move_whole", die).start,
+    "folder renamed": patch.object(Installation, "_finish", die).start,
+    "manifest written": patch.object(installing, "_sync", die).start,
+    "one file moved": lambda: move_one_by_one(one_file_only),
+    "half a file copied": lambda: move_one_by_one(half_a_file),
+}
+
+
+if __name__ == "__main__":
+    hub, cache, lease = sys.argv[1:4]
+    if sys.argv[4:]:
+        MOMENTS[sys.argv[4]]()
+    Downloader(
+        ModelStore(Path(cache)), hubs={"huggingface": lambda: HuggingFace(hub)}, patience=AT_ONCE, lease_s=float(lease)
+    ).fetch(VISUAL)

