@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import __version__
 from .catalog import ModelType, Task
+from .downloads.downloader import HUBS
+from .downloads.failures import DownloadError
 from .engine.onnxruntime import OnnxRuntimeEngine
 from .errors import RequestError
 from .messages import PredictRequest
@@ -66,6 +68,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield Finding("cpu", f"{os.cpu_count()} cores, {_cpu_model()}; {' '.join(_cpu_features()) or 'features unknown'}")
     yield from _devices(settings)
     yield from _cache_folder(settings)
+    yield from _hubs()
     try:
         service = Service(settings)
     except ConfigurationError as error:
@@ -119,6 +122,18 @@ def _cache_folder(settings: Settings) -> Iterator[Finding]:
     writable = os.access(folder, os.W_OK)
     free = shutil.disk_usage(folder).free / 1e9
     yield Finding("cache", f"{folder}, {'' if writable else 'not '}writable, {free:.1f} GB free", ok=writable or None)
+
+
+def _hubs() -> Iterator[Finding]:
+    """Hubs are needed for downloads alone: one out of reach is told, and no failure."""
+    for make in HUBS.values():
+        hub = make()
+        try:
+            hub.reach()
+        except DownloadError as error:
+            yield Finding("hubs", f"{hub.title} is out of reach: {error}. {error.remedy}")
+        else:
+            yield Finding("hubs", f"{hub.title} at {hub.endpoint} answers", ok=True)
 
 
 def _inference(service: Service, store: ModelStore, task: Task) -> Iterator[Finding]:

@@ -31,7 +31,7 @@ RECOGNISER = "recognition/model.onnx"
 @pytest.fixture
 def run(hub: TestHub, store: ModelStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a `models` command and return its exit code, output and errors."""
-    monkeypatch.setitem(downloader._HUBS, "huggingface", lambda: HuggingFace(hub.url))
+    monkeypatch.setitem(downloader.HUBS, "huggingface", lambda: HuggingFace(hub.url))
     monkeypatch.setenv("MODELSCOPE_DOMAIN", hub.url)
     monkeypatch.setenv("MACHINE_LEARNING_CACHE_FOLDER", str(store.folder))
 

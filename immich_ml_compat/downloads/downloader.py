@@ -42,7 +42,8 @@ def _modelscope() -> Hub:
     return ModelScope()
 
 
-_HUBS: dict[HubName, HubFactory] = {"huggingface": _huggingface, "modelscope": _modelscope}
+HUBS: dict[HubName, HubFactory] = {"huggingface": _huggingface, "modelscope": _modelscope}
+"""How each hub's client is made."""
 
 
 class Downloader:
@@ -53,7 +54,7 @@ class Downloader:
         store: ModelStore,
         first: HubName = "huggingface",
         *,
-        hubs: Mapping[HubName, HubFactory] = _HUBS,
+        hubs: Mapping[HubName, HubFactory] = HUBS,
         patience: Patience = Patience(),  # noqa: B008 (it is immutable)
         lease_s: float = _LEASE_S,
         pause_s: float = _PAUSE_S,

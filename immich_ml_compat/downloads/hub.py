@@ -31,6 +31,9 @@ class Hub(ABC):
     mirror_variable: str
     """The environment variable that names a mirror of it."""
 
+    endpoint: str
+    """Where it, or its mirror, is."""
+
     @abstractmethod
     def address(self, source: Source) -> str:
         """Return the page of a source's repository, for people."""
@@ -45,6 +48,11 @@ class Hub(ABC):
 
     def _headers(self) -> Mapping[str, str]:
         return {}
+
+    def reach(self) -> None:
+        """Ask for the hub's front page; any answer will do. Raises DownloadError."""
+        with self.failures_explained(self.endpoint), self._client() as client:
+            client.head(self.endpoint, timeout=_TIMEOUT)
 
     @contextmanager
     def open(self, url: str, offset: int) -> Iterator[httpx2.Response]:

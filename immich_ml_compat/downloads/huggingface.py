@@ -35,16 +35,16 @@ class HuggingFace(Hub):
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
         """`endpoint` and `token` are those of the environment unless given."""
-        self._endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._token = token
 
     def address(self, source: Source) -> str:
         """Return the page of a source's repository, for people."""
-        return f"{self._endpoint}/{source.repository}"
+        return f"{self.endpoint}/{source.repository}"
 
     def files(self, source: Source) -> list[RemoteFile]:
         """Return what a source's model consists of, at the revision's present commit. Raises DownloadError."""
-        api = HfApi(endpoint=self._endpoint, token=self._token)
+        api = HfApi(endpoint=self.endpoint, token=self._token)
         with self.failures_explained(self.address(source)):
             info = api.model_info(
                 source.repository, revision=source.revision, timeout=_LIST_TIMEOUT_S, files_metadata=True
@@ -64,7 +64,7 @@ class HuggingFace(Hub):
         try:
             return RemoteFile(
                 path=path,
-                url=hf_hub_url(source.repository, name, revision=revision, endpoint=self._endpoint),
+                url=hf_hub_url(source.repository, name, revision=revision, endpoint=self.endpoint),
                 size=entry.lfs.size if entry.lfs else entry.size,
                 sha256=known or (entry.lfs.sha256 if entry.lfs else None),
                 blob_sha1=None if entry.lfs else entry.blob_id,

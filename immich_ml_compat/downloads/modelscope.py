@@ -22,11 +22,11 @@ class ModelScope(Hub):
     def __init__(self, endpoint: str | None = None) -> None:
         """`endpoint` is that of the environment unless given; a host without `https://` will do."""
         endpoint = endpoint or os.environ.get("MODELSCOPE_DOMAIN") or modelscope_endpoint()
-        self._endpoint = (endpoint if re.match(r"\w+://", endpoint) else f"https://{endpoint}").rstrip("/")
+        self.endpoint = (endpoint if re.match(r"\w+://", endpoint) else f"https://{endpoint}").rstrip("/")
 
     def address(self, source: Source) -> str:
         """Return the page of a source's repository, for people."""
-        return f"{self._endpoint}/models/{source.repository}"
+        return f"{self.endpoint}/models/{source.repository}"
 
     def files(self, source: Source) -> list[RemoteFile]:
         """Return what a source's model consists of; `sources.toml` says it all. Raises DownloadError."""
