@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _log_level(level: int, command: str) -> int:
     """What a server tells as it goes along would only stand in the way of a command's output."""
-    return logging.WARNING if level == logging.INFO and command == "predict" else level
+    return logging.WARNING if level == logging.INFO and command in ("predict", "doctor") else level
 
 
 def _parser() -> argparse.ArgumentParser:

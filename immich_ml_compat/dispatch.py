@@ -136,24 +136,32 @@ class Dispatcher:
     async def _run(self, seat: Seat) -> None:
         """Start a worker, pass its answers on, and see to what it leaves behind."""
         try:
-            seat.process = process = await self._start(seat.device_id)
+            process = await self._start(seat.device_id)
         except StartError as error:
             seat.starting = False
             self._note_failed_start(str(error))
             return
-        seat.starting = False
+        seat.process, seat.starting = process, False
         self._failed_starts, self.trouble = 0, None
-        self._pump()
         try:
+            self._pump()
             await self._collect(seat, process)
         except WorkerDiedError as error:
-            seat.process = None
-            if not self._stopping:
-                log.error("Inference worker %d died: %s", process.pid, error)
-            self._run_again(seat, str(error))
+            self._leave(seat, process, str(error))
+        except Exception as error:
+            log.exception("Inference worker %d was not understood", process.pid)
+            await process.kill()
+            self._leave(seat, process, f"{type(error).__name__} in the front process")
         if not self._stopping:
             self._fill()
             self._pump()
+
+    def _leave(self, seat: Seat, process: WorkerProcess, cause: str) -> None:
+        """Free the seat of a worker that died, and see to its requests."""
+        seat.process = None
+        if not self._stopping:
+            log.error("Inference worker %d died: %s", process.pid, cause)
+        self._run_again(seat, cause)
 
     async def _collect(self, seat: Seat, process: WorkerProcess) -> None:
         while True:

@@ -4,7 +4,9 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+
+from pydantic import BaseModel
 
 from .settings import PREFIX, Settings
 
@@ -36,9 +38,7 @@ def findings(variables: Iterable[str]) -> Iterator[tuple[int, str]]:
         if _OTHER_HARDWARE.fullmatch(name):
             yield logging.INFO, f"{variable} is for hardware that this server does not use; ignored"
             continue
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {PREFIX}{nearest[0]}?" if nearest else ""
-        yield logging.WARNING, f"{variable} is unknown and does nothing{hint}"
+        yield logging.WARNING, f"{variable} is unknown and does nothing{_hint(name, known)}"
 
 
 def known_names() -> Iterator[str]:
@@ -46,8 +46,25 @@ def known_names() -> Iterator[str]:
     yield from _names(Settings, "")
 
 
-def _names(model: type, prefix: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+def _names(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if field.validation_alias is not None:
+            continue
         yield f"{prefix}{name}".upper()
-        if hasattr(field.annotation, "model_fields"):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _names(field.annotation, f"{prefix}{name}__")
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """Return what else may have been meant by a name, which comes without the prefix."""
+    aliases = {alias.removeprefix("IMMICH_"): alias for alias in _aliases()}
+    nearest = difflib.get_close_matches(name, [*known, *aliases], n=1)
+    if not nearest:
+        return ""
+    return f"; did you mean {aliases.get(nearest[0], PREFIX + nearest[0])}?"
+
+
+def _aliases() -> Iterator[str]:
+    for field in Settings.model_fields.values():
+        if isinstance(field.validation_alias, str):
+            yield field.validation_alias

@@ -94,6 +94,13 @@ def encode(message: Message) -> list[bytes]:
 
 def decode(head: bytes, body: bytes) -> Message:
     """Return the message of a head and a body. Raises LinkClosedError for what no message is."""
+    try:
+        return _decode(head, body)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LinkClosedError(f"no message: {head[:100]!r}") from error
+
+
+def _decode(head: bytes, body: bytes) -> Message:
     fields: dict[str, Any] = orjson.loads(head)
     kind = fields.pop("kind")
     if kind == "Work":

@@ -171,8 +171,7 @@ class Models:
 
     def _load(self, key: ModelKey, slot: _Slot) -> None:
         files = self._store.find(key) or self._downloader.fetch(key)
-        slot.size = files.size()
-        self._make_room(slot)
+        self._make_room(slot, files.size())
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 slot.model = self._load_once(key, slot, files)
@@ -195,13 +194,13 @@ class Models:
         log.info("Loaded %s from %s on %s in %.2f s", key, files.graph, model.execution_provider, seconds)
         return model
 
-    def _make_room(self, wanting: _Slot) -> None:
+    def _make_room(self, wanting: _Slot, size: int) -> None:
         """Unload what was used least recently until the wanted model fits the budget, as far as others let go."""
-        if self._retention.budget_bytes is None:
-            return
         with self._lock:
-            taken = sum(slot.size for slot in self._slots.values() if slot.model is not None)
-            excess = taken + wanting.size - self._retention.budget_bytes
+            wanting.size = size  # from now on it counts, also for another that is loaded meanwhile
+            if self._retention.budget_bytes is None:
+                return
+            excess = sum(slot.size for slot in self._slots.values()) - self._retention.budget_bytes
             evicted: list[ModelKey] = []
             for key, slot in sorted(self._slots.items(), key=lambda item: item[1].last_used):
                 if excess > 0 and slot.model is not None and not slot.users and not slot.stays:

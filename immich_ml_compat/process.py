@@ -45,15 +45,10 @@ class WorkerProcess:
     @classmethod
     async def start(cls, device_id: int, patience: Patience) -> "WorkerProcess":
         """Start a worker and wait until it is ready. Raises StartError."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "immich_ml_compat.worker"),
-                *("--line", str(theirs.fileno()), "--device-id", str(device_id)),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
-        line = await FrontEnd.open(ours)
+        try:
+            process, line = await _spawn(device_id)
+        except OSError as error:  # no memory for another process, or no file descriptors
+            raise StartError(str(error)) from error
         try:
             message = await asyncio.wait_for(line.receive(), _START_S)
         except TimeoutError:
@@ -104,11 +99,33 @@ class WorkerProcess:
         self._line.close()
         log.info("Inference worker %d has ended", self.pid)
 
+    async def kill(self) -> None:
+        """End the worker at once."""
+        await self._kill("")
+
     async def _kill(self, why: str) -> WorkerDiedError:
-        self._process.kill()
+        if self._process.returncode is None:
+            self._process.kill()
         self._line.close()
         await self._process.wait()
         return WorkerDiedError(f"{why} and was killed")
+
+
+async def _spawn(device_id: int) -> tuple[asyncio.subprocess.Process, FrontEnd]:
+    """Start the process with its end of a new line. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "immich_ml_compat.worker"),
+                *("--line", str(theirs.fileno()), "--device-id", str(device_id)),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        except OSError:
+            ours.close()
+            raise
+    return process, await FrontEnd.open(ours)
 
 
 def describe_end(code: int) -> str:

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _MEGABYTE = 1_000_000
 
+PreloadedModel = tuple[Task, ModelType, str]
+
 
 class Service:
     """The models and the names they answer to. Safe to use from several threads."""
@@ -73,8 +75,9 @@ class Service:
             log.error("Inference failed: %s", error)
             return failure(500, "Inference failed; the server's log says why")
 
-    def preload(self, models: Iterable[tuple[Task, ModelType, str]]) -> None:
-        """Load and warm models, and let them stay. One that cannot be loaded is logged and left out."""
+    def preload(self, models: Iterable[PreloadedModel]) -> list[PreloadedModel]:
+        """Load and warm models, and let them stay. One that cannot be loaded is logged; return those."""
+        failed = []
         for task, kind, name in models:
             key = self._names.key(task, kind, name)
             try:
@@ -83,6 +86,8 @@ class Service:
                 self.models.preload(key)
             except (RequestError, EngineError) as error:
                 log.error("Preloading %s (%s) failed: %s", name, kind, error)
+                failed.append((task, kind, name))
+        return failed
 
     def _run(self, plan: Plan, image: Image.Image) -> dict[str, Any]:
         results: dict[str, Any] = {}

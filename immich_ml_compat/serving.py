@@ -21,7 +21,7 @@ from .http_api import create_app
 from .messages import Answer, PredictRequest
 from .names import ModelNames
 from .plan import plan_request
-from .process import Patience, WorkerProcess
+from .process import Patience, StartError, WorkerProcess
 from .settings import ConfigurationError, Settings
 from .store import ModelStore
 
@@ -37,6 +37,7 @@ def serve(settings: Settings) -> None:
     for substitution in names.substitutions():
         log.info("Alias in force: %s", substitution)
     check_preload(settings, names)
+    check_device(settings)
     listener = listen(settings.host, settings.port)
     config = uvicorn.Config(
         build_app(settings, names),
@@ -67,7 +68,7 @@ class _Server(uvicorn.Server):
 def build_app(settings: Settings, names: ModelNames) -> FastAPI:
     """Put the HTTP face before a queue with its workers."""
     dispatcher = Dispatcher(
-        [device_id for device_id in settings.device_ids for _ in range(settings.workers)],
+        [device_id for _ in range(settings.workers) for device_id in settings.device_ids],
         partial(
             WorkerProcess.start, patience=Patience(settings.worker_heartbeat_timeout_s, float(settings.worker_timeout))
         ),
@@ -99,6 +100,21 @@ def check_preload(settings: Settings, names: ModelNames) -> None:
             raise ConfigurationError(
                 f"MACHINE_LEARNING_PRELOAD: {name} is no {task} model that Immich knows, nor one in the cache folder"
             )
+
+
+def check_device(settings: Settings) -> None:
+    """Raise ConfigurationError where a GPU was asked for and a worker cannot use it: better now than at a request."""
+    if settings.device != "cuda":
+        return
+
+    async def start_and_stop() -> None:
+        for device_id in settings.device_ids:
+            await (await WorkerProcess.start(device_id, Patience())).stop()
+
+    try:
+        asyncio.run(start_and_stop())
+    except StartError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def listen(host: str, port: int) -> socket.socket:

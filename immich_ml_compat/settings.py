@@ -1,8 +1,8 @@
 """The settings: the stock server's environment variables and this project's own, typed.
 
 Variables are read with the prefix `MACHINE_LEARNING_` (nested ones with `__`), case-insensitive, except
-the few that Immich shares between its services. Names nobody knows are ignored, as in the stock server:
-Kubernetes injects `MACHINE_LEARNING_PORT=tcp://…` for a service called `machine-learning`.
+the few that Immich shares between its services. Names nobody knows stop nothing, as in the stock server;
+`environment.py` tells of them.
 """
 
 import logging
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from .catalog import ModelType, Task
@@ -54,6 +54,14 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _folder(path: Path) -> Path:
+    path = path.expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise ValueError("is a file, takes a folder")
+    return path
+
+
+DeviceId = Annotated[int, Field(ge=0)]
 BatchSize = Annotated[int, Field(ge=1)]
 
 
@@ -111,7 +119,7 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    cache_folder: Path = Path("~/.cache/immich_ml")
+    cache_folder: Annotated[Path, AfterValidator(_folder)] = Path("~/.cache/immich_ml")
     """Where models lie, as `<task>/<name>/…`; `~` is the home folder."""
 
     model_aliases: dict[str, str] = {}
@@ -123,7 +131,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run: `auto` is the GPU where the installed ONNX Runtime can use one."""
 
-    device_ids: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_comma_separated)] = (0,)
+    device_ids: Annotated[tuple[DeviceId, ...], NoDecode, BeforeValidator(_comma_separated)] = (0,)
     """The GPUs to use, comma-separated; each has workers of its own."""
 
     workers: int = Field(default=1, ge=1)
@@ -188,11 +196,18 @@ def load_settings() -> Settings:
         return Settings()
     except SettingsError as error:
         # The only text pydantic-settings parses itself is JSON; its message names the field, not the variable.
-        variable = PREFIX + str(error).split('"')[1].upper()
-        value = next((value for name, value in os.environ.items() if name.upper() == variable), "")
+        variable, value = _unparsed(PREFIX + str(error).split('"')[1].upper())
         raise ConfigurationError(f"{variable}={value}: is not a JSON object") from error
     except ValidationError as error:
         raise ConfigurationError("\n".join(_explain(e["loc"], e["input"], e["msg"]) for e in error.errors())) from error
+
+
+def _unparsed(name: str) -> tuple[str, str]:
+    """Return the variable of a field, or of a part of it (`NAME__PART`), whose value is not the JSON it should be."""
+    variables = {variable.upper(): value for variable, value in os.environ.items()}
+    parts = {variable: value for variable, value in variables.items() if variable.startswith(f"{name}__")}
+    # The shortest name: its own parts take plain text.
+    return (name, variables[name]) if name in variables else min(parts.items(), key=lambda item: len(item[0]))
 
 
 def _explain(location: tuple[int | str, ...], value: object, message: str) -> str:

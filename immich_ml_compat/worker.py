@@ -10,10 +10,10 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
 
 from .errors import failure
 from .link import Alive, Done, Failed, Idle, LinkClosedError, Ready, Stop, Work, WorkerEnd
@@ -22,7 +22,10 @@ from .settings import ConfigurationError, Settings, load_settings, set_up_loggin
 
 HEARTBEAT_S = 1.0
 
-T = TypeVar("T")
+LINGER_S = 40.0
+"""Seconds without work before a worker without models ends: longer than it remembers that a download failed."""
+
+PRELOAD_PAUSE_S, PRELOAD_LONGEST_PAUSE_S = 30.0, 600.0
 
 log = logging.getLogger(__name__)
 
@@ -34,36 +37,26 @@ class Worker:
         self._line = line
         self._service = service
         self._preload = settings.preload.models()
+        self._linger_s = min(settings.model_ttl, LINGER_S) if settings.model_ttl > 0 else LINGER_S
         self._room = max(1, settings.request_threads)
         self._poll_s = settings.model_ttl_poll_s
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._busy = 0
+        self._last_busy = time.monotonic()
 
     def run(self) -> None:
         """Work until told to stop or the front has gone."""
-        for target in (self._beat, self._watch):
-            threading.Thread(target=target, daemon=True).start()
         with ThreadPoolExecutor(self._room, thread_name_prefix="answer") as pool, suppress(LinkClosedError):
             self._line.send(Ready(self._room))
-            self._start(pool, self._service.preload, self._preload)
+            for target in (self._beat, self._watch, self._keep_preloading):
+                threading.Thread(target=target, daemon=True).start()
             while not isinstance(message := self._line.receive(), Stop):
                 if isinstance(message, Work):
-                    self._start(pool, self._do, message)
+                    with self._lock:
+                        self._busy += 1
+                    pool.submit(self._do, message)
         self._ended.set()
-
-    def _start(self, pool: ThreadPoolExecutor, task: Callable[[T], None], argument: T) -> None:
-        with self._lock:
-            self._busy += 1
-
-        def run() -> None:
-            try:
-                task(argument)
-            finally:
-                with self._lock:
-                    self._busy -= 1
-
-        pool.submit(run)
 
     def _do(self, work: Work) -> None:
         try:
@@ -73,6 +66,9 @@ class Worker:
             answer = failure(500, "Internal error; the server's log says where")
         with suppress(LinkClosedError):
             self._line.send(Done(work.id, answer))
+        with self._lock:
+            self._busy -= 1
+            self._last_busy = time.monotonic()
 
     def _beat(self) -> None:
         with suppress(LinkClosedError):
@@ -82,8 +78,18 @@ class Worker:
     def _watch(self) -> None:
         with suppress(LinkClosedError):
             while not self._ended.wait(self._poll_s):
-                if not self._service.models.unload_expired() and not self._busy:
+                if not self._service.models.unload_expired() and self._may_end():
                     self._line.send(Idle())
+
+    def _may_end(self) -> bool:
+        with self._lock:
+            return not self._preload and not self._busy and time.monotonic() - self._last_busy >= self._linger_s
+
+    def _keep_preloading(self) -> None:
+        """Preload, and try again what fails, at growing intervals: a hub may come back."""
+        left, pause = self._service.preload(self._preload), PRELOAD_PAUSE_S
+        while left and not self._ended.wait(pause):
+            left, pause = self._service.preload(left), min(2 * pause, PRELOAD_LONGEST_PAUSE_S)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,3 +54,10 @@ def test_a_mistyped_name_is_told_with_the_nearest_one() -> None:
 )
 def test_what_kubernetes_sets_is_passed_over(name: str) -> None:
     assert lines(f"MACHINE_LEARNING_{name}", "PATH", "IMMICH_PORT") == []
+
+
+@pytest.mark.parametrize(("name", "meant"), [("HOST", "IMMICH_HOST"), ("LOGLEVEL", "IMMICH_LOG_LEVEL")])
+def test_settings_without_the_prefix_are_pointed_to(name: str, meant: str) -> None:
+    ((level, line),) = lines(f"MACHINE_LEARNING_{name}")
+    assert level == logging.WARNING
+    assert line.endswith(f"did you mean {meant}?")

@@ -20,6 +20,7 @@ from immich_ml_compat.link import (
     Stop,
     Work,
     WorkerEnd,
+    decode,
 )
 from immich_ml_compat.messages import Answer, PredictRequest
 
@@ -92,3 +93,11 @@ def test_the_front_notices_that_the_worker_has_gone() -> None:
         front.close()
 
     asyncio.run(receive())
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"nonsense", b"[]", b"{}", b'{"kind":"Nope"}', b'{"kind":"Ready"}', b'{"kind":"Work","id":1}']
+)
+def test_what_is_no_message_counts_as_a_line_that_broke(head: bytes) -> None:
+    with pytest.raises(LinkClosedError):
+        decode(head, b"")

@@ -38,11 +38,11 @@ def value_of(settings: Settings, path: str) -> Any:
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 # field, variable, default, (text, value), a bad text
 VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
-    ("cache_folder", f"{P}CACHE_FOLDER", Path("~/.cache/immich_ml"), ("/cache", Path("/cache")), None),
+    ("cache_folder", f"{P}CACHE_FOLDER", Path.home() / ".cache/immich_ml", ("/cache", Path("/cache")), __file__),
     ("model_aliases", f"{P}MODEL_ALIASES", {}, ('{"a":"b","c":"d"}', {"a": "b", "c": "d"}), "nope"),
     ("model_source", f"{P}MODEL_SOURCE", "huggingface", ("modelscope", "modelscope"), "github"),
     ("device", f"{P}DEVICE", "auto", ("cpu", "cpu"), "toaster"),
-    ("device_ids", f"{P}DEVICE_IDS", (0,), ("1, 0", (1, 0)), "a"),
+    ("device_ids", f"{P}DEVICE_IDS", (0,), ("1, 0", (1, 0)), "-1"),
     ("workers", f"{P}WORKERS", 1, ("2", 2), "0"),
     ("worker_timeout", f"{P}WORKER_TIMEOUT", 300, ("60", 60), "-1"),
     ("worker_heartbeat_timeout_s", f"{P}WORKER_HEARTBEAT_TIMEOUT_S", 30, ("5", 5), "1"),
@@ -264,3 +264,14 @@ def test_the_server_under_kubernetes_and_at_another_log_level(tmp_path: Path) ->
         assert server.url.startswith("http://[::1]:")
         assert httpx.get(f"{server.url}/ping").text == "pong"
         assert "DEBUG" in server.log.read_text()
+
+
+def test_a_part_of_a_nested_setting_without_its_last_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{P}PRELOAD__CLIP", "ViT-B-32__openai")
+    with pytest.raises(ConfigurationError, match=f"{P}PRELOAD__CLIP=ViT-B-32__openai: is not a JSON object"):
+        load_settings()
+
+
+def test_the_cache_folder_is_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{P}CACHE_FOLDER", "model_cache")
+    assert load_settings().cache_folder == Path.cwd() / "model_cache"

@@ -117,6 +117,38 @@ def test_preloaded_models_are_there_from_the_start_and_stay(start: Start) -> Non
     eventually(lambda: server.log.read_text().count("Loaded") == 4)
 
 
+def test_a_preload_that_fails_does_not_make_workers_come_and_go(start: Start, tmp_path: Path) -> None:
+    server = start(tmp_path / "empty", preload__ocr__recognition="PP-OCRv5_mobile", model_ttl_poll_s=0.1, model_ttl=1)
+    eventually(lambda: "Preloading PP-OCRv5_mobile" in server.log.read_text())
+    (worker,) = workers(server)
+    assert server.predict(READ, PHOTO).status_code == 200
+    time.sleep(2)
+    assert workers(server) == [worker]
+    assert server.log.read_text().count("Started inference worker") == 1
+
+
+def test_gpus_take_turns(start: Start) -> None:
+    server = start(workers=2, device_ids="0,1", request_threads=1)
+    jobs = in_flight(server, 8)
+    eventually(lambda: len(workers(server)) >= 2)
+    used = [worker.cmdline()[-1] for worker in workers(server)[:2]]
+    assert used == ["0", "1"]
+    assert [job.result().status_code for job in jobs] == [200] * 8
+
+
+def test_a_model_in_use_is_never_unloaded(start: Start, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.touch()
+    server = start(model_ttl=1, model_ttl_poll_s=0.1, FAULT_SLOW_RUN=slow)
+    (job,) = in_flight(server, 1)
+    eventually(lambda: "Loaded clip" in server.log.read_text())
+    time.sleep(3)
+    assert "Unloaded" not in server.log.read_text()
+    slow.unlink()
+    assert job.result().status_code == 200
+    eventually(lambda: "Unloaded clip" in server.log.read_text())
+
+
 def test_an_unknown_model_to_preload_stops_the_start(cache: Path) -> None:
     environment = os.environ | {
         "MACHINE_LEARNING_CACHE_FOLDER": str(cache),

@@ -1,21 +1,22 @@
 """Faults for server processes under test: Python imports this by itself where it stands on PYTHONPATH.
 
-An inference worker dies of a photo that is `fault:SIGNAL`, and a model load hangs while the file that
-FAULT_SLOW_LOAD names exists.
+An inference worker dies of a photo that is `fault:SIGNAL`; a model load hangs while the file that FAULT_SLOW_LOAD
+names exists, a run of a graph while the one that FAULT_SLOW_RUN names does.
 """
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
     from PIL import Image
 
     from immich_ml_compat import service
-    from immich_ml_compat.engine import Session
-    from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
+    from immich_ml_compat.engine import Array, Session
+    from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSession
     from immich_ml_compat.images import decode
 
     def fault(data: bytes) -> Image.Image:
@@ -26,10 +27,21 @@ if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
 
     load = OnnxRuntimeEngine.load
 
-    def slow_load(self: OnnxRuntimeEngine, path: Path) -> Session:
-        while Path(os.environ.get("FAULT_SLOW_LOAD", "/nowhere")).exists():
+    def wait_for(variable: str) -> None:
+        while Path(os.environ.get(variable, "/nowhere")).exists():
             time.sleep(0.1)
+
+    def slow_load(self: OnnxRuntimeEngine, path: Path) -> Session:
+        wait_for("FAULT_SLOW_LOAD")
         return load(self, path)
+
+    run = OnnxRuntimeSession.run
+
+    def slow_run(self: OnnxRuntimeSession, inputs: Mapping[str, Array]) -> list[Array]:
+        wait_for("FAULT_SLOW_RUN")
+        return run(self, inputs)
+
+    OnnxRuntimeSession.run = slow_run  # type: ignore[method-assign]
 
     service.decode = fault  # type: ignore[attr-defined]
     OnnxRuntimeEngine.load = slow_load  # type: ignore[assignment, method-assign]

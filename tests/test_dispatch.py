@@ -1,0 +1,191 @@
+"""The queue, with workers of the test's own: what an operating system or a mistake can do to it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import pytest
+
+from immich_ml_compat import dispatch
+from immich_ml_compat.dispatch import Dispatcher
+from immich_ml_compat.link import Done, Idle, Work
+from immich_ml_compat.messages import Answer, PredictRequest
+from immich_ml_compat.process import Patience, StartError, WorkerDiedError, WorkerProcess
+
+REQUEST = PredictRequest("{}", text="sea")
+GOOD = Answer(200, b"{}")
+
+
+class FakeWorker:
+    """A worker that answers each request with the next of its script; an exception there ends it."""
+
+    def __init__(self, *script: Answer | Exception, room: int = 2, pid: int = 1) -> None:
+        self.room = room
+        self.pid = pid
+        self.taken: list[Work] = []
+        self.most = 0
+        self.stopped = False
+        self._script = list(script)
+        self._work: asyncio.Queue[Work | None] = asyncio.Queue()
+
+    def send(self, work: Work) -> None:
+        self.taken.append(work)
+        self._work.put_nowait(work)
+        self.most = max(self.most, self._work.qsize())
+
+    async def receive(self) -> Done | Idle:
+        work = await self._work.get()
+        if work is None:
+            return Idle()
+        step = self._script.pop(0) if self._script else GOOD
+        if isinstance(step, Exception):
+            raise step
+        return Done(work.id, step)
+
+    def idle(self) -> None:
+        self._work.put_nowait(None)
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    async def kill(self) -> None:
+        self.stopped = True
+
+
+def dispatcher(*starts: FakeWorker | Exception, seats: int = 1, keep_running: bool = False) -> Dispatcher:
+    """A dispatcher whose workers start in this order; when they are used up, starting fails."""
+    waiting = list(starts)
+
+    async def start(_device_id: int) -> WorkerProcess:
+        step = waiting.pop(0) if waiting else StartError("no more")
+        if isinstance(step, Exception):
+            raise step
+        return cast(WorkerProcess, step)
+
+    return Dispatcher([0] * seats, start, keep_running=keep_running)
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(body(), 20)
+
+    asyncio.run(bounded())
+
+
+def test_one_or_two_failed_starts_are_no_trouble() -> None:
+    async def body() -> None:
+        queue = dispatcher(StartError("a"), StartError("b"), FakeWorker())
+        assert await queue.answer(REQUEST) == GOOD
+        assert queue.trouble is None
+
+    run(body)
+
+
+def test_three_failed_starts_in_a_row_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "RETRY_S", 0.05)
+
+    async def body() -> None:
+        queue = dispatcher(*(StartError(f"cause {i}") for i in range(5)), FakeWorker())
+        answer = await queue.answer(REQUEST)
+        assert answer.status == 503
+        assert b"cause 2" in answer.body
+        assert queue.trouble == "cause 2"
+        assert (await queue.answer(REQUEST)).status == 503
+        while queue.trouble is not None:
+            await asyncio.sleep(0.01)
+        assert await queue.answer(REQUEST) == GOOD
+
+    run(body)
+
+
+def test_a_process_that_the_system_refuses_is_a_failed_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+
+    async def body() -> None:
+        with pytest.raises(StartError, match="temporarily unavailable"):
+            await WorkerProcess.start(0, Patience())
+        queue = Dispatcher([0], lambda device_id: WorkerProcess.start(device_id, Patience()))
+        assert (await queue.answer(REQUEST)).status == 503
+
+    run(body)
+
+
+def test_a_mistake_in_the_front_leaves_nobody_waiting() -> None:
+    async def body() -> None:
+        confusing = FakeWorker(KeyError("what?"), room=4)
+        queue = dispatcher(confusing, FakeWorker())
+        answers = await asyncio.gather(*(queue.answer(REQUEST) for _ in range(4)))
+        assert answers == [GOOD] * 4
+        assert confusing.stopped
+
+    run(body)
+
+
+def test_requests_of_a_dead_worker_run_again_alone_and_before_the_others() -> None:
+    async def body() -> None:
+        first, second = FakeWorker(WorkerDiedError("gone"), room=3), FakeWorker(room=3)
+        queue = dispatcher(first, second)
+        answers = await asyncio.gather(*(queue.answer(REQUEST) for _ in range(6)))
+        assert answers == [GOOD] * 6
+        assert [work.id for work in second.taken] == [0, 1, 2, 3, 4, 5]
+        assert second.most > 1, "those that were in no dead worker run side by side"
+
+    run(body)
+
+
+def test_a_request_that_kills_twice_gets_an_error_that_says_so() -> None:
+    async def body() -> None:
+        queue = dispatcher(FakeWorker(WorkerDiedError("SIGSEGV")), FakeWorker(WorkerDiedError("SIGSEGV")), FakeWorker())
+        answer = await queue.answer(REQUEST)
+        assert answer.status == 500
+        assert b"SIGSEGV" in answer.body
+        assert await queue.answer(REQUEST) == GOOD
+
+    run(body)
+
+
+def test_a_worker_never_has_more_than_it_has_room_for() -> None:
+    async def body() -> None:
+        worker = FakeWorker(room=2)
+        queue = dispatcher(worker)
+        await asyncio.gather(*(queue.answer(REQUEST) for _ in range(20)))
+        assert len(worker.taken) == 20
+        assert worker.most <= 2
+
+    run(body)
+
+
+def test_work_that_crosses_with_idle_is_done() -> None:
+    async def body() -> None:
+        worker = FakeWorker()
+        queue = dispatcher(worker, FakeWorker())
+        assert await queue.answer(REQUEST) == GOOD
+        waiting = asyncio.ensure_future(queue.answer(REQUEST))
+        worker.idle()
+        assert await waiting == GOOD
+        assert await queue.answer(REQUEST) == GOOD
+
+    run(body)
+
+
+def test_whoever_goes_leaves_the_queue() -> None:
+    async def body() -> None:
+        never: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
+
+        async def start(_: int) -> WorkerProcess:
+            return await never
+
+        queue = Dispatcher([0], start)
+        waiting = asyncio.ensure_future(queue.answer(REQUEST))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        worker = FakeWorker()
+        never.set_result(cast(WorkerProcess, worker))
+        assert await queue.answer(REQUEST) == GOOD
+        assert len(worker.taken) == 1
+
+    run(body)
