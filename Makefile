@@ -18,10 +18,10 @@ test: lint
 
 # What takes longer than a test may, with the models of the cache folder.
 soak: $(VENV)/.runtime
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python -m benchmarks.soak
 
 bench: $(VENV)/.runtime
-	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python -m benchmarks.processes
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -1,17 +1,18 @@
 """Memory and waiting times of the server's processes: the bars of its process model, measured in one run.
 
-    python benchmarks/processes.py [--markdown]
+    python -m benchmarks.processes
 
 Memory is PSS, the share of each page that a process holds, summed over all of the server's processes (Linux).
 """
 
-import argparse
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -39,9 +40,14 @@ class Row:
 class Server:
     """A server process and its workers."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         self.process = process
         self.url = url
+        self.log = log
+
+    def loads(self) -> int:
+        """Return how many models have been loaded so far."""
+        return self.log.read_text().count("Loaded ")
 
     def ping(self) -> float:
         """Return the seconds that `/ping` takes."""
@@ -87,17 +93,19 @@ class Server:
 @contextmanager
 def serve(ttl_s: int) -> Iterator[tuple[Server, float]]:
     """Run a server; give it and the seconds to its first ping."""
-    port = 3990
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     environment = os.environ | {
         "IMMICH_HOST": "127.0.0.1",
         "IMMICH_PORT": str(port),
-        "IMMICH_LOG_LEVEL": "error",
         "MACHINE_LEARNING_MODEL_TTL": str(ttl_s),
         "MACHINE_LEARNING_MODEL_TTL_POLL_S": "0.5",
     }
+    log = Path(tempfile.mkstemp(suffix=".log")[1])
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "immich_ml_compat"], env=environment)
-    server = Server(process, f"http://127.0.0.1:{port}")
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "immich_ml_compat"], env=environment, stderr=output)
+    server = Server(process, f"http://127.0.0.1:{port}", log)
     try:
         while True:
             try:
@@ -109,17 +117,26 @@ def serve(ttl_s: int) -> Iterator[tuple[Server, float]]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+        log.unlink()
 
 
-def pings_under_load(server: Server) -> list[float]:
-    """Ping while a model loads and 8 OCR requests run."""
-    times: list[float] = []
-    with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(server.ocr) for _ in range(24)]
-        while not all(job.done() for job in jobs):
-            times.append(server.ping())
-            time.sleep(0.01)
-    return times
+def pings_under_load() -> tuple[list[float], list[float]]:
+    """Ping while workers start and load models for 8 OCR requests, and while 8 OCR requests run; in milliseconds."""
+    loading: list[float] = []
+    running: list[float] = []
+    for _ in range(5):
+        with serve(600) as (server, _), ThreadPoolExecutor(8) as pool:
+            jobs = [pool.submit(server.ocr) for _ in range(24)]
+            while not all(job.done() for job in jobs):
+                times = loading if server.loads() < 2 else running
+                times.append(server.ping() * 1000)
+                time.sleep(0.005)
+    return sorted(loading), sorted(running)
+
+
+def p99(times: list[float]) -> str:
+    """Return the 99th percentile of sorted milliseconds."""
+    return f"{times[int(len(times) * 0.99)]:.0f} ms (of {len(times)})"
 
 
 def measure() -> Iterator[Row]:
@@ -140,17 +157,13 @@ def measure() -> Iterator[Row]:
         time.sleep(0.5)
         yield Row("after the TTL, beyond at rest", f"{server.pss() - rest:.1f} MB", "≤ 15 MB")
         yield Row("first OCR answer after the TTL", f"{server.ocr():.2f} s", "")
-    with serve(600) as (server, _):
-        times = sorted(pings_under_load(server))
-        p99 = times[int(len(times) * 0.99)] * 1000
-        what = f"`/ping` while a model loads and 8 OCR requests run, p99 of {len(times)}"
-        yield Row(what, f"{p99:.0f} ms", "≤ 100 ms")
+    loading, running = pings_under_load()
+    yield Row("`/ping` while a worker starts and loads, 8 requests waiting, p99", p99(loading), "≤ 100 ms")
+    yield Row("`/ping` while 8 OCR requests run, p99", p99(running), "≤ 100 ms")
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
     print("| what | measured | bar |\n|---|---|---|")
     for row in measure():
         print(f"| {row.what} | {row.figure} | {row.bar} |", flush=True)

@@ -1,0 +1,1 @@
+"""Performance of the server, as ratios and against bars."""
