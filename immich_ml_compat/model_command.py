@@ -60,7 +60,9 @@ class _Command:
         bad, notes = False, set()
         for task, name in models:
             if not self._store.model_folder(task, name).is_dir():
-                continue  # installed with the server: pip's to check
+                if not self._store.missing(task, name):
+                    print(f"{task}/{name}: built in; its package was checked when it was installed")
+                continue
             findings = check(self._store, self._downloader, task, name)
             bad |= any(finding.state.is_bad for finding in findings)
             for finding in findings:
@@ -76,10 +78,13 @@ class _Command:
         models = self._named(self._on_disk(), f"in {self._store.folder}")
         for task, name in models:
             folder = self._store.model_folder(task, name)
-            if read_manifest(folder / MANIFEST) is None and (folder.exists() or not self._begun(task, name)):
+            begun = self._begun(task, name)
+            if not folder.exists() and not self._store.missing(task, name):
+                raise ConfigurationError(f"{task}/{name} is built in: it is removed with the package that holds it")
+            if read_manifest(folder / MANIFEST) is None and (folder.exists() or not begun):
                 raise ConfigurationError(
-                    f"{folder} was not downloaded by this program (the stock server or a person put it there, or it "
-                    f"is built in): it is not removed. Delete the folder yourself"
+                    f"{folder} was not downloaded by this program (the stock server or a person put it there): it is "
+                    f"not removed. Delete the folder yourself"
                 )
         if not self._options.yes and not _confirmed(models):
             raise ConfigurationError("Nothing was removed. Say --yes to remove without being asked")

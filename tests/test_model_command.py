@@ -98,11 +98,23 @@ def test_unknown_names(run: Run, words: tuple[str, str]) -> None:
     assert errors.startswith(f"{words[1]} is not ")
 
 
+BUILT_IN = "ocr/PP-OCRv6_small: built in; its package was checked when it was installed\n"
+
+
+def test_the_built_in_model_cannot_be_removed(run: Run) -> None:
+    code, _, errors = run("remove", "PP-OCRv6_small", "--yes")
+    assert code == 2
+    assert "PP-OCRv6_small is built in" in errors
+
+
 def test_verify(run: Run, store: ModelStore) -> None:
     run("download", NAME)
     code, output, _ = run("verify")
     assert code == 0
-    assert output.splitlines() == [f"clip/{NAME}/{path}: ok" for path in sorted(published(contents()))]
+    assert output.splitlines() == [
+        *(f"clip/{NAME}/{path}: ok" for path in sorted(published(contents()))),
+        BUILT_IN.rstrip(),
+    ]
 
 
 def test_verify_finds_what_changed_and_what_is_gone(run: Run, store: ModelStore) -> None:
@@ -219,7 +231,7 @@ def test_a_download_that_broke_off_is_listed_and_can_be_removed(run: Run, store:
     hub.fault(GRAPH, status=404)
     assert run("download", NAME)[0] == 1
     assert "0.0 MB downloaded, not complete" in run("list")[1]
-    assert run("verify") == (0, "", "")
+    assert run("verify") == (0, BUILT_IN, "")
     assert run("remove", NAME, "--yes")[:2] == (0, f"clip/{NAME}: 0.0 MB freed\n")
     assert not list(store.folder.rglob("*.json"))
 
