@@ -44,12 +44,17 @@ class Seat:
     device_id: int
     process: WorkerProcess | None = None
     starting: bool = False
+    resting: bool = False
+    """Whether starting failed so often that the next attempt waits."""
+
+    failed_starts: int = 0
+    answered: int = 0
     jobs: dict[int, Job] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
         """Whether a worker can be started here."""
-        return self.process is None and not self.starting
+        return self.process is None and not self.starting and not self.resting
 
     def has_room(self, job: Job) -> bool:
         """Tell whether this seat's worker can take a job now."""
@@ -74,7 +79,6 @@ class Dispatcher:
         self._keep_running = keep_running
         self._queue: deque[Job] = deque()
         self._ids = count()
-        self._failed_starts = 0
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.trouble: str | None = None
@@ -100,7 +104,9 @@ class Dispatcher:
     async def close(self) -> None:
         """Let the workers finish what they have and end them."""
         self._stopping = True
-        await asyncio.gather(*(seat.process.stop() for seat in self._seats if seat.process))
+        # Nobody waits any more for what is still being worked on.
+        processes = [(seat.process, seat.jobs) for seat in self._seats if seat.process]
+        await asyncio.gather(*(process.kill() if jobs else process.stop() for process, jobs in processes))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -109,6 +115,9 @@ class Dispatcher:
         """Give waiting requests, in their order, to workers with room; start a worker where there is none."""
         while self._queue:
             job = self._queue[0]
+            if job.answer.done():
+                self._queue.popleft()
+                continue
             seat = min(
                 (seat for seat in self._seats if seat.has_room(job)), key=lambda seat: len(seat.jobs), default=None
             )
@@ -137,17 +146,22 @@ class Dispatcher:
         """Start a worker, pass its answers on, and see to what it leaves behind."""
         try:
             process = await self._start(seat.device_id)
-        except StartError as error:
+        except Exception as error:
+            if not isinstance(error, StartError):
+                log.exception("Starting an inference worker failed in a way that nobody thought of")
             seat.starting = False
-            self._note_failed_start(str(error))
-            return
-        seat.process, seat.starting = process, False
-        self._failed_starts, self.trouble = 0, None
+            self._note_failed_start(seat, str(error) or type(error).__name__)
+            return None
+        seat.process, seat.starting, self.trouble = process, False, None
+        answered = seat.answered
         try:
             self._pump()
             await self._collect(seat, process)
         except WorkerDiedError as error:
+            useless = seat.answered == answered and not seat.jobs
             self._leave(seat, process, str(error))
+            if useless:  # it died of its own: of a model that it preloaded, say
+                return self._note_failed_start(seat, str(error))
         except Exception as error:
             log.exception("Inference worker %d was not understood", process.pid)
             await process.kill()
@@ -155,6 +169,7 @@ class Dispatcher:
         if not self._stopping:
             self._fill()
             self._pump()
+        return None
 
     def _leave(self, seat: Seat, process: WorkerProcess, cause: str) -> None:
         """Free the seat of a worker that died, and see to its requests."""
@@ -167,9 +182,10 @@ class Dispatcher:
         while True:
             message = await process.receive()
             if isinstance(message, Done):
-                job = seat.jobs.pop(message.id)
-                if not job.answer.done():
-                    job.answer.set_result(message.answer)
+                seat.answered += 1
+                seat.failed_starts = 0
+                self._settle(seat.jobs.pop(message.id), message.answer)
+                del message  # an answer need not be held until the next one comes
                 self._pump()
             elif not seat.jobs:
                 seat.process = None
@@ -181,26 +197,38 @@ class Dispatcher:
             if job.answer.done():
                 continue
             if job.alone:
-                job.answer.set_result(
-                    failure(500, f"The inference worker died of this request, twice: {cause}. It is not tried again.")
-                )
+                detail = f"The inference worker died of this request, twice: {cause}. It is not tried again."
+                self._settle(job, failure(500, detail))
             else:
                 job.alone = True
                 self._queue.appendleft(job)
         seat.jobs.clear()
 
-    def _note_failed_start(self, cause: str) -> None:
-        self._failed_starts += 1
-        log.error("Starting an inference worker failed (%d in a row): %s", self._failed_starts, cause)
-        if self._failed_starts < START_ATTEMPTS:
+    def _note_failed_start(self, seat: Seat, cause: str) -> None:
+        if self._stopping:
+            return
+        seat.failed_starts += 1
+        log.error("Starting an inference worker failed (%d in a row): %s", seat.failed_starts, cause)
+        if seat.failed_starts < START_ATTEMPTS:
             self._fill()
             self._pump()
             return
+        seat.resting = True
+        asyncio.get_running_loop().call_later(RETRY_S, self._try_again, seat)
+        if any(other.process or not other.resting for other in self._seats):
+            self._pump()
+            return  # there are others to do the work
         self.trouble = cause
         while self._queue:
-            self._queue.popleft().answer.set_result(failure(503, f"No inference worker can be started: {cause}"))
-        asyncio.get_running_loop().call_later(RETRY_S, self._try_again)
+            self._settle(self._queue.popleft(), failure(503, f"No inference worker can be started: {cause}"))
 
-    def _try_again(self) -> None:
-        if self.trouble is not None and not self._stopping:
-            self._occupy(next(seat for seat in self._seats if seat.empty))
+    def _try_again(self, seat: Seat) -> None:
+        seat.resting = False
+        if not self._stopping and seat.empty and (self.trouble is not None or self._keep_running):
+            self._occupy(seat)
+        self._pump()
+
+    @staticmethod
+    def _settle(job: Job, answer: Answer) -> None:
+        if not job.answer.done():  # whoever asked may have gone
+            job.answer.set_result(answer)

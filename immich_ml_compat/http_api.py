@@ -1,5 +1,6 @@
 """The HTTP face: the endpoints Immich calls, and nothing about models."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -65,8 +66,9 @@ def create_app(answer: Answerer, health: Health, lifespan: Lifespan[FastAPI] | N
 
     @app.post("/predict", summary="Run models on an image or a text", openapi_extra=_PREDICT_BODY, responses=_ERRORS)
     async def predict(request: Request) -> Response:
-        predict_request = await read_request(request)
-        result = await answer(predict_request)
+        result = await unless_gone(answer(await read_request(request)), request)
+        if result is None:
+            return Response(status_code=499)  # nobody reads it
         return Response(result.body, result.status, media_type="application/json")
 
     @app.exception_handler(Exception)
@@ -75,6 +77,23 @@ def create_app(answer: Answerer, health: Health, lifespan: Lifespan[FastAPI] | N
         return JSONResponse({"detail": "Internal error; the server's log says where"}, 500)
 
     return app
+
+
+async def unless_gone(answer: Awaitable[Answer], request: Request) -> Answer | None:
+    """Wait for an answer, but no longer than the client does: then it is cancelled, and None."""
+    answering = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(_disconnection(request))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return await answering if answering.done() else None
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+
+
+async def _disconnection(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class _InMemoryParser(MultiPartParser):

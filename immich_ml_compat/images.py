@@ -3,7 +3,10 @@
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -12,6 +15,9 @@ from .errors import InvalidInputError
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused as decompression bombs: Pillow's own limit, 2 × 1 GiB / 4 / 3 pixels."""
+
+MAX_SLOW_PIXELS = 4_000_000
+"""The same for formats that Pillow decodes in Python, pixel by pixel: compressed FITS, QOI, plain PPM and the like."""
 
 # Beyond half of it Pillow warns; the limit above is checked here, on every picture.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -36,6 +42,8 @@ _DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
+
+_BAND_PIXELS = 1 << 20
 
 _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
@@ -70,39 +78,54 @@ def _formats() -> list[str]:
 def _check_size(image: Image.Image) -> None:
     if image.width == 0 or image.height == 0:
         raise InvalidInputError("Image has zero width or height")
-    if image.width * image.height > MAX_PIXELS:
-        raise InvalidInputError(
-            f"The image is too large: {image.width} x {image.height} pixels, the most is {MAX_PIXELS} in all"
-        )
+    slow = any(tile.codec_name in Image.DECODERS for tile in getattr(image, "tile", ()))
+    most = MAX_SLOW_PIXELS if slow else MAX_PIXELS
+    if image.width * image.height > most:
+        what = f"{image.format} images may have" if slow else "the most is"
+        raise InvalidInputError(f"The image is too large: {image.width} x {image.height} pixels, {what} {most} in all")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB, band by band where the way there needs more room than the picture."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.mode in _SIXTEEN_BIT_MODES:
-        image = _from_sixteen_bits(image)
-    elif image.mode == "F":
-        image = _from_floats(image)
-    elif image.mode == "LAB":
+        return _in_bands(image, _from_sixteen_bits)
+    if image.mode == "F":
+        _, highest = image.getextrema()
+        return _in_bands(image, partial(_from_floats, scale=1.0 if cast(float, highest) > 1.0 else 255.0))
+    if image.mode == "LAB":
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         return ImageCms.applyTransform(image, to_rgb) or image
-    elif image.mode == "La":  # premultiplied; Pillow goes no further in one step
-        image = image.convert("LA")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGB", image.size, "white")
-        paper.paste(image, mask=image.getchannel("A"))
-        return paper
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return _in_bands(image, _over_white)
+    return image.convert("RGB")
+
+
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    result = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(convert(band), (0, top))
+    return result
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # premultiplied; Pillow goes no further in one step
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     """16-bit grey to 8-bit: 65535 becomes 255. (Pillow's own conversion clips at 255 instead.)"""
     samples = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-    return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8))
+    return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
 
 
-def _from_floats(image: Image.Image) -> Image.Image:
+def _from_floats(image: Image.Image, scale: float) -> Image.Image:
     """Floating-point grey to 8-bit: 0…1 where nothing is beyond 1, else 0…255."""
-    samples = np.nan_to_num(np.asarray(image), posinf=0.0, neginf=0.0)
-    if samples.max(initial=0.0) <= 1.0:
-        samples = samples * 255.0
-    return Image.fromarray(np.clip(np.rint(samples), 0, 255).astype(np.uint8))
+    samples = np.nan_to_num(np.asarray(image), posinf=0.0, neginf=0.0) * scale
+    return Image.fromarray(np.clip(np.rint(samples), 0, 255).astype(np.uint8)).convert("RGB")

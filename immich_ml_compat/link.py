@@ -78,7 +78,7 @@ _PLAIN: dict[str, Any] = {kind.__name__: kind for kind in (Stop, Ready, Alive, I
 
 
 def encode(message: Message) -> list[bytes]:
-    """Return a message as the chunks to send, the large one uncopied."""
+    """Return a message as the chunks to send."""
     match message:
         case Work(id, request):
             head = {"kind": "Work", "id": id, "entries": request.entries, "text": request.text}
@@ -171,7 +171,8 @@ class FrontEnd:
 
     def send(self, message: Message) -> None:
         """Send a message; a worker that has gone is noticed by `receive`."""
-        self._writer.writelines(encode(message))
+        for chunk in encode(message):
+            self._writer.write(chunk)
 
     def close(self) -> None:
         """Close the line."""

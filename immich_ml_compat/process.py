@@ -7,12 +7,13 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from .link import Alive, Done, Failed, FrontEnd, Idle, LinkClosedError, Ready, Stop, Work
+from .link import Alive, Done, Failed, FrontEnd, Idle, LinkClosedError, Message, Ready, Stop, Work
 
 log = logging.getLogger(__name__)
 
 _START_S = 60.0  # a slow disk reads the inference engine's libraries for a while
 _END_S = 10.0
+_GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class WorkerProcess:
         """Wait for an answer, or for the worker to have no model left. Raises WorkerDiedError."""
         try:
             while True:
-                message = await asyncio.wait_for(self._line.receive(), self._patience.silence_s)
+                message = await self._hear()
                 if isinstance(message, Done | Idle):
                     return message
                 if isinstance(message, Alive) and 0 < self._patience.loading_s < message.loading_s:
@@ -88,6 +89,18 @@ class WorkerProcess:
         except LinkClosedError:
             self._line.close()
             raise WorkerDiedError(describe_end(await self._process.wait())) from None
+
+    async def _hear(self) -> Message:
+        """Wait for a message. Raises TimeoutError after too long a silence."""
+        hearing = asyncio.ensure_future(self._line.receive())
+        done, _ = await asyncio.wait({hearing}, timeout=self._patience.silence_s)
+        if not done:
+            # The whole machine may have slept, and the heartbeat be on its way.
+            done, _ = await asyncio.wait({hearing}, timeout=_GRACE_S)
+        if not done:
+            hearing.cancel()
+            raise TimeoutError
+        return hearing.result()
 
     async def stop(self) -> None:
         """Let the worker finish and end; kill it where it does not."""
@@ -132,6 +145,9 @@ def describe_end(code: int) -> str:
     """Say in words how a process ended, from its return code."""
     if code >= 0:
         return f"it ended with exit code {code}"
-    name = signal.Signals(-code).name
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        name = f"signal {-code}"
     hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
     return f"it was ended by {name}{hint}"

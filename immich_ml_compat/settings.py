@@ -55,7 +55,10 @@ def _available_cores() -> int:
 
 
 def _folder(path: Path) -> Path:
-    path = path.expanduser().absolute()
+    try:
+        path = path.expanduser().absolute()
+    except RuntimeError as error:  # `~nobody`
+        raise ValueError(str(error)) from error
     if path.exists() and not path.is_dir():
         raise ValueError("is a file, takes a folder")
     return path
@@ -134,13 +137,13 @@ class Settings(BaseSettings):
     device_ids: Annotated[tuple[DeviceId, ...], NoDecode, BeforeValidator(_comma_separated)] = (0,)
     """The GPUs to use, comma-separated; each has workers of its own."""
 
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=64)
     """Inference processes per device."""
 
     worker_timeout: int = Field(default=300, ge=0)
     """Seconds a model may take to load before its worker is taken for hung; 0: any."""
 
-    worker_heartbeat_timeout_s: float = Field(default=30, gt=1)
+    worker_heartbeat_timeout_s: float = Field(default=30, gt=1, le=3600)
     """Seconds of silence after which a worker is taken for hung."""
 
     model_ttl: int = 300
@@ -149,7 +152,7 @@ class Settings(BaseSettings):
     text_model_ttl: int | None = None
     """The same for CLIP's text towers alone, which a person waits for."""
 
-    model_ttl_poll_s: float = Field(default=10, gt=0)
+    model_ttl_poll_s: float = Field(default=10, gt=0, le=3600)
     """Seconds between looks at the models' times."""
 
     memory_budget_mb: int | None = Field(default=None, ge=1)
@@ -158,16 +161,16 @@ class Settings(BaseSettings):
     preload: Preload = Preload()
     """Models that are loaded at start and stay."""
 
-    model_intra_op_threads: int = Field(default=0, ge=0)
+    model_intra_op_threads: int = Field(default=0, ge=0, le=1024)
     """Threads inside one operator; 0 leaves it to the engine."""
 
-    model_inter_op_threads: int = Field(default=0, ge=0)
+    model_inter_op_threads: int = Field(default=0, ge=0, le=1024)
     """Operators run side by side; 0 leaves it to the engine."""
 
     model_arena: bool = True
     """Whether the engine keeps a memory arena: faster, but its memory is not given back."""
 
-    request_threads: int = Field(default_factory=_available_cores, ge=0)
+    request_threads: int = Field(default_factory=_available_cores, ge=0, le=1024)
     """Requests computed side by side; further ones wait. 0 counts as 1."""
 
     max_batch_size: MaxBatchSize = MaxBatchSize()

@@ -6,6 +6,7 @@ only an ended process gives all of its memory, and the GPU's, back.
 
 import argparse
 import logging
+import os
 import signal
 import socket
 import sys
@@ -47,21 +48,28 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to stop or the front has gone."""
-        with ThreadPoolExecutor(self._room, thread_name_prefix="answer") as pool, suppress(LinkClosedError):
-            self._line.send(Ready(self._room))
-            for target in (self._beat, self._watch, self._keep_preloading):
-                threading.Thread(target=target, daemon=True).start()
-            while not isinstance(message := self._line.receive(), Stop):
-                if isinstance(message, Work):
-                    with self._lock:
-                        self._busy += 1
-                    pool.submit(self._do, message)
+        with ThreadPoolExecutor(self._room, thread_name_prefix="answer") as pool:
+            try:
+                self._take_work(pool)
+            except LinkClosedError:
+                os._exit(0)  # nobody is left to answer: what runs here would only keep its memory
         self._ended.set()
+
+    def _take_work(self, pool: ThreadPoolExecutor) -> None:
+        self._line.send(Ready(self._room))
+        for target in (self._beat, self._watch, self._keep_preloading):
+            threading.Thread(target=target, daemon=True).start()
+        while not isinstance(message := self._line.receive(), Stop):
+            if isinstance(message, Work):
+                with self._lock:
+                    self._busy += 1
+                pool.submit(self._do, message)
+            del message  # a photo need not be held until the next one comes
 
     def _do(self, work: Work) -> None:
         try:
             answer = self._service.answer(work.request)
-        except Exception:
+        except BaseException:  # libraries in Rust panic with one that is no Exception
             log.exception("A request failed in a way that nobody thought of")
             answer = failure(500, "Internal error; the server's log says where")
         with suppress(LinkClosedError):
@@ -98,8 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--line", type=int, required=True, help="file descriptor of the line to the front")
     parser.add_argument("--device-id", type=int, required=True)
     options = parser.parse_args(arguments)
-    # Ctrl-C reaches every process of a terminal; the front decides when this one ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of a terminal, systemd's SIGTERM every one of a service: the front decides.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     line = WorkerEnd(socket.socket(fileno=options.line))
     try:
         settings = load_settings()

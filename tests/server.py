@@ -29,7 +29,9 @@ class Server:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
-    def predict(self, entries: Any, image: bytes | None = None, text: str | None = None) -> httpx.Response:
+    def predict(
+        self, entries: Any, image: bytes | None = None, text: str | None = None, timeout: float = 120
+    ) -> httpx.Response:
         """POST /predict as Immich does; `entries` that are no text are written as JSON."""
         parts: list[tuple[str, Any]] = []
         if entries is not None:
@@ -38,7 +40,7 @@ class Server:
             parts.append(("image", ("blob", image, "application/octet-stream")))
         if text is not None:
             parts.append(("text", (None, text)))
-        return httpx.post(f"{self.url}/predict", files=parts or None, timeout=120)
+        return httpx.post(f"{self.url}/predict", files=parts or None, timeout=timeout)
 
 
 @contextmanager

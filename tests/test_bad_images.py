@@ -1,5 +1,6 @@
 """What is no picture, and pictures that are dangerous."""
 
+import gzip
 import os
 import struct
 import subprocess
@@ -202,3 +203,26 @@ def test_the_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         "The image is too large: 64 x 49 pixels, the most is 3072 in all"
     )
     assert decode(encode(Image.new("1", (3072, 1)), "PNG")).size == (3072, 1)
+
+
+def test_formats_that_are_decoded_in_python_have_a_lower_limit() -> None:
+    """Half a megabyte of compressed FITS would keep a core busy for half a minute."""
+    size = 3000
+    cards = [
+        *("SIMPLE  =                    T", "BITPIX  =                    8", "NAXIS   =                    0"),
+        "EXTEND  =                    T",
+    ]
+
+    def block(lines: list[str]) -> bytes:
+        text = "".join(line.ljust(80) for line in [*lines, "END"])
+        return text.ljust(-(-len(text) // 2880) * 2880).encode()
+
+    table = [
+        *("XTENSION= 'BINTABLE'", "BITPIX  =                    8", "NAXIS   =                    2"),
+        *("NAXIS1  =                    8", f"NAXIS2  = {size:>20}", "ZIMAGE  =                    T"),
+        *("ZCMPTYPE= 'GZIP_1  '", "ZBITPIX =                    8", "ZNAXIS  =                    2"),
+        *(f"ZNAXIS1 = {size:>20}", f"ZNAXIS2 = {size:>20}"),
+    ]
+    picture = block(cards) + block(table) + gzip.compress(bytes(size * size))
+    with pytest.raises(InvalidInputError, match="FITS images may have"):
+        decode(picture)

@@ -189,3 +189,74 @@ def test_whoever_goes_leaves_the_queue() -> None:
         assert len(worker.taken) == 1
 
     run(body)
+
+
+def test_a_worker_that_cannot_start_does_not_stop_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "RETRY_S", 3600)
+
+    async def body() -> None:
+        healthy = FakeWorker(room=1)
+        queue = dispatcher(healthy, *(StartError("no second GPU") for _ in range(9)), seats=2)
+        answers = await asyncio.gather(*(queue.answer(REQUEST) for _ in range(12)))
+        assert answers == [GOOD] * 12
+        assert queue.trouble is None
+
+    run(body)
+
+
+def test_workers_that_die_of_their_own_are_not_started_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "RETRY_S", 3600)
+
+    class Doomed(FakeWorker):
+        async def receive(self) -> Done | Idle:
+            raise WorkerDiedError("a preloaded model")
+
+    async def body() -> None:
+        started = 0
+
+        async def start(_: int) -> WorkerProcess:
+            nonlocal started
+            started += 1
+            return cast(WorkerProcess, Doomed())
+
+        queue = Dispatcher([0], start, keep_running=True)
+        queue.open()
+        while queue.trouble is None:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert started == dispatch.START_ATTEMPTS
+        assert queue.trouble == "a preloaded model"
+
+    run(body)
+
+
+def test_any_other_error_at_a_start_is_a_failed_start() -> None:
+    async def body() -> None:
+        queue = dispatcher(RuntimeError("what?"), FakeWorker())
+        assert await queue.answer(REQUEST) == GOOD
+
+    run(body)
+
+
+def test_workers_with_work_are_ended_at_once_when_the_server_stops() -> None:
+    async def body() -> None:
+        class Endless(FakeWorker):
+            killed = False
+
+            async def receive(self) -> Done | Idle:
+                await asyncio.sleep(3600)
+                raise AssertionError
+
+            async def kill(self) -> None:
+                self.killed = True
+
+        worker = Endless()
+        queue = dispatcher(worker)
+        waiting = asyncio.ensure_future(queue.answer(REQUEST))
+        while not worker.taken:
+            await asyncio.sleep(0.01)
+        await queue.close()
+        assert worker.killed
+        waiting.cancel()
+
+    run(body)

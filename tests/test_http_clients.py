@@ -97,8 +97,8 @@ def test_clients_that_leave_before_the_answer(caplog: pytest.LogCaptureFixture) 
     with serving(slow) as url:
         face = Face(url, Recorder())
         for _ in range(2):
-            raw(url, head(f"Content-Length: {len(form(GOOD))}") + form(GOOD)).close()
-            assert entered.acquire(timeout=30)
+            with raw(url, head(f"Content-Length: {len(form(GOOD))}") + form(GOOD)):
+                assert entered.acquire(timeout=30)
         go_on.set()
         for _ in range(3):
             assert face.post(form(GOOD), MULTIPART).status_code == 200, "both threads are free again"

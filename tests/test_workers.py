@@ -227,6 +227,43 @@ def test_only_the_request_that_kills_workers_gets_an_error(start: Start, name: s
     assert name in killer.result().json()["detail"]
 
 
+def test_nothing_is_computed_for_clients_that_have_gone(start: Start) -> None:
+    server = start(request_threads=1)
+    assert server.predict(TEXT, text="sea").status_code == 200
+    for _ in range(40):
+        with pytest.raises(httpx.ReadTimeout):
+            server.predict(READ, PHOTO, timeout=0.05)
+    assert server.predict(TEXT, text="sea", timeout=60).status_code == 200
+    # The one or two that were on their way are done; the rest left the queue.
+    assert server.log.read_text().count("Loaded ocr") <= 2
+    begin = time.monotonic()
+    assert server.predict(READ, PHOTO).status_code == 200
+    alone = time.monotonic() - begin
+    for _ in range(40):
+        with pytest.raises(httpx.ReadTimeout):
+            server.predict(READ, PHOTO, timeout=0.01)
+    begin = time.monotonic()
+    assert server.predict(TEXT, text="sea").status_code == 200
+    assert time.monotonic() - begin < 20 * alone, "forty photos were not read first"
+
+
+def test_a_panic_in_a_library_is_an_answer(start: Start) -> None:
+    server = start(request_threads=1)
+    for _ in range(3):
+        answer = server.predict(IMAGE, b"fault:panic")
+        assert (answer.status_code, answer.json()["detail"][:14]) == (500, "Internal error")
+    assert server.predict(IMAGE, PHOTO).status_code == 200
+
+
+def test_an_odd_signal_is_a_death_like_any_other(start: Start) -> None:
+    server = start()
+    assert server.predict(TEXT, text="sea").status_code == 200
+    (worker,) = workers(server)
+    worker.send_signal(37)
+    assert server.predict(TEXT, text="sea").status_code == 200
+    assert "it was ended by signal 37" in server.log.read_text()
+
+
 def test_two_workers_share_the_load(start: Start) -> None:
     server = start(workers=2, request_threads=1)
     jobs = in_flight(server, 12)

@@ -82,7 +82,11 @@ class ClipTextual:
         require_embeddings(session, files)
         if any(len(tensor.shape) != 2 for tensor in session.inputs):
             raise ValueError(f"{files.graph} takes no tokens [batch, context]: it is no text tower")
-        return cls(files.name, session, Tokenization.read(files))
+        tokenize = Tokenization.read(files)
+        context = session.inputs[0].shape[-1]
+        if context not in (tokenize.context_length, None):
+            raise ValueError(f"{files.graph} takes {context} tokens, config.json says {tokenize.context_length}")
+        return cls(files.name, session, tokenize)
 
     @property
     def execution_provider(self) -> str:

@@ -89,7 +89,11 @@ class ClipVisual:
         config = json.loads(files.beside("preprocess_cfg.json").read_bytes())
         session = engine.load(files.graph)
         require_embeddings(session, files)
-        return cls(files.name, session, Preprocessing.read(config))
+        preprocess = Preprocessing.read(config)
+        side = session.inputs[0].shape[-1]
+        if side not in (preprocess.size, None):
+            raise ValueError(f"{files.graph} takes {side} pixels, preprocess_cfg.json says {preprocess.size}")
+        return cls(files.name, session, preprocess)
 
     @property
     def execution_provider(self) -> str:

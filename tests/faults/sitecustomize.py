@@ -1,7 +1,7 @@
 """Faults for server processes under test: Python imports this by itself where it stands on PYTHONPATH.
 
-An inference worker dies of a photo that is `fault:SIGNAL`; a model load hangs while the file that FAULT_SLOW_LOAD
-names exists, a run of a graph while the one that FAULT_SLOW_RUN names does.
+An inference worker dies of a photo that is `fault:SIGNAL` and panics at `fault:panic`; a model load hangs while the
+file that FAULT_SLOW_LOAD names exists, a run of a graph while the one that FAULT_SLOW_RUN names does.
 """
 
 import os
@@ -19,7 +19,12 @@ if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
     from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSession
     from immich_ml_compat.images import decode
 
+    class Panic(BaseException):
+        """What a library in Rust raises."""
+
     def fault(data: bytes) -> Image.Image:
+        if data == b"fault:panic":
+            raise Panic
         if data.startswith(b"fault:"):
             os.kill(os.getpid(), getattr(signal, data.removeprefix(b"fault:").decode()))
             time.sleep(60)  # the signal takes its time
