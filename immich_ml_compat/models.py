@@ -84,6 +84,8 @@ class _Slot:
     last_used: float = 0.0
     loading_since: float | None = None
     stays: bool = False
+    failure: tuple[float, str] | None = None
+    """When loading last failed, and the detail that those get who were waiting for it."""
 
 
 class Models:
@@ -123,10 +125,13 @@ class Models:
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
             slot.users += 1
+        came = self._clock()
         try:
             with slot.lock:
+                if slot.failure is not None and slot.failure[0] > came:
+                    raise ModelUnavailableError(slot.failure[1])
                 if slot.model is None:
-                    self._load(key, slot)
+                    self._load_for_all(key, slot)
             yield slot
         finally:
             with self._lock:
@@ -168,6 +173,13 @@ class Models:
         with self._lock:
             starts = [slot.loading_since for slot in self._slots.values() if slot.loading_since is not None]
         return self._clock() - min(starts) if starts else 0.0
+
+    def _load_for_all(self, key: ModelKey, slot: _Slot) -> None:
+        try:
+            self._load(key, slot)
+        except ModelUnavailableError as error:
+            slot.failure = self._clock(), error.detail
+            raise
 
     def _load(self, key: ModelKey, slot: _Slot) -> None:
         files = self._store.find(key) or self._downloader.fetch(key)

@@ -128,10 +128,19 @@ def test_two_failures_are_an_error_with_the_contracts_words(models: Shelf, error
 
 
 def test_threads_that_wait_for_a_failing_model_all_get_an_answer(models: Shelf) -> None:
-    load = Loader(*(OSError("no") for _ in range(1000)), seconds=0.01)
+    load = Loader(*(OSError("no") for _ in range(1000)), seconds=0.2)
+    together = threading.Barrier(8)
+
+    def ask(_: int) -> str:
+        together.wait()
+        return fails(models, load)
+
     with ThreadPoolExecutor(8) as pool:
-        details = list(pool.map(lambda _: fails(models, load), range(8)))
+        details = list(pool.map(ask, range(8)))
     assert details == [f"Failed to load model '{NAME}'"] * 8
+    assert load.calls == 2, "what failed for one has failed for all who waited"
+    fails(models, load)
+    assert load.calls == 4, "whoever comes later tries anew"
 
 
 def test_any_other_exception_passes_and_jams_nothing(models: Shelf) -> None:

@@ -42,7 +42,10 @@ def read_page(
     turned = recognizer.read([cut_line(image, quads[i], half_turn=True) for i in sample])
     if _score(turned) < max(READABLE_SCORE, score + _MARGIN):
         return readings, False
-    return recognizer.read([cut_line(image, quad, half_turn=True) for quad in quads]), True
+    rest = [i for i in range(len(quads)) if i not in sample]
+    others = recognizer.read([cut_line(image, quads[i], half_turn=True) for i in rest])
+    by_box = dict(zip([*sample, *rest], [*turned, *others], strict=True))
+    return [by_box[i] for i in range(len(quads))], True
 
 
 def _score(readings: Sequence[Reading]) -> float:
