@@ -1,5 +1,7 @@
 """Models in memory whose loaders a test gives as it goes."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
@@ -26,13 +28,17 @@ class FakeModel:
 class Shelf:
     """Models in memory over a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         store = ModelStore(folder)
         self._loaders: dict[object, Loader] = {}
-        self.models = Models(store, Downloader(store), OnnxRuntimeEngine(), cast(Loaders, self._loaders))
+        self.models = Models(store, Downloader(store), OnnxRuntimeEngine(), cast(Loaders, self._loaders), clock=clock)
+
+    def load_with(self, key: ModelKey, load: Loader) -> None:
+        """Say how models of this kind are loaded."""
+        self._loaders[key.task, key.type] = load
 
     def get(self, key: ModelKey, load: Loader) -> Model:
         """Return a model, loaded so where it is not there yet."""
-        self._loaders[key.task, key.type] = load
+        self.load_with(key, load)
         with self.models.use(key, object) as model:  # type: ignore[type-var]
             return cast(Model, model)

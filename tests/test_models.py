@@ -1,6 +1,7 @@
 """Models in memory: loaded once, tried twice, and what damaged files do to a request and to the server."""
 
 import hashlib
+import json
 import logging
 import shutil
 import threading
@@ -19,6 +20,8 @@ from immich_ml_compat.errors import ModelUnavailableError
 from immich_ml_compat.faces.detection import FaceDetector
 from immich_ml_compat.models import Model
 from immich_ml_compat.ocr.recognition import TextRecognizer
+from immich_ml_compat.service import Service
+from immich_ml_compat.settings import Settings
 from immich_ml_compat.store import ModelFiles, ModelKey
 
 from .model_folders import CLIP, FACES
@@ -157,6 +160,47 @@ def test_a_model_put_there_later_is_found(models: Shelf, tmp_path: Path) -> None
     assert load.calls == 0
     put(path)
     assert models.get(key, load) is not None
+
+
+def test_a_preloaded_model_is_warmed_and_stays(tmp_path: Path) -> None:
+    put(tmp_path / "clip" / NAME / "visual" / "model.onnx")
+    now = 0.0
+    warmed: list[str] = []
+
+    class Warmed(FakeModel):
+        def warm(self) -> None:
+            warmed.append(self.name)
+
+    shelf = Shelf(tmp_path, clock=lambda: now)
+    shelf.load_with(KEY, lambda _files, _engine: Warmed("visual"))
+    shelf.models.preload(KEY)
+    assert warmed == ["visual"]
+    now = 1e9
+    assert shelf.models.unload_expired() == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "name"),
+    [
+        (Task.CLIP, ModelType.VISUAL, CLIP),
+        (Task.CLIP, ModelType.TEXTUAL, CLIP),
+        (Task.FACES, ModelType.DETECTION, FACES),
+        (Task.FACES, ModelType.RECOGNITION, FACES),
+        (Task.OCR, ModelType.DETECTION, "PP-OCRv6_small"),
+        (Task.OCR, ModelType.RECOGNITION, "PP-OCRv6_small"),
+    ],
+)
+def test_every_kind_of_model_can_be_warmed(cache: Path, task: Task, kind: ModelType, name: str) -> None:
+    assert Service(Settings(cache_folder=cache)).preload([(task, kind, name)]) == []
+
+
+def test_sums_are_not_checked_when_a_model_loads(copied: Path) -> None:
+    """Immich's users have models of many GB: that is what `models verify` is for."""
+    folder = copied / "facial-recognition" / FACES
+    wrong = {"size": 1, "sha256": "0" * 64, "address": "http://hub/x", "date": "2026-01-01T00:00:00Z"}
+    (folder / ".manifest.json").write_text(json.dumps({"files": {"detection/model.onnx": wrong}}))
+    key = ModelKey(Task.FACES, FACES, ModelType.DETECTION)
+    assert isinstance(Shelf(copied).get(key, FaceDetector.load), FaceDetector)
 
 
 # ---------------------------------------------------------------- damaged files

@@ -149,6 +149,15 @@ def test_a_model_in_use_is_never_unloaded(start: Start, tmp_path: Path) -> None:
     eventually(lambda: "Unloaded clip" in server.log.read_text())
 
 
+def test_a_gpu_that_is_asked_for_and_not_there_stops_the_start(cache: Path) -> None:
+    variables = {"MACHINE_LEARNING_CACHE_FOLDER": str(cache), "MACHINE_LEARNING_DEVICE": "cuda", "IMMICH_PORT": "0"}
+    command = [sys.executable, "-m", "immich_ml_compat"]
+    run = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 2
+    assert "MACHINE_LEARNING_DEVICE=cuda: " in run.stderr
+    assert "install onnxruntime-gpu" in run.stderr
+
+
 def test_an_unknown_model_to_preload_stops_the_start(cache: Path) -> None:
     environment = os.environ | {
         "MACHINE_LEARNING_CACHE_FOLDER": str(cache),
