@@ -1,6 +1,7 @@
-"""The models Immich knows by name, and the dimension of each CLIP embedding.
+"""The models known by name, and the dimension of each CLIP embedding.
 
-Source: the stock server's list and the Immich server's table of vector sizes, 3.3.
+Source: the stock server's list and the Immich server's table of vector sizes, 3.3; Chinese-CLIP's own
+model table (OFA-Sys) for what Immich lacks.
 """
 
 from enum import StrEnum
@@ -60,8 +61,21 @@ _CLIP_NAMES_BY_DIMENSION = {
     1536: "ViT-gopt-16-SigLIP2-256__webli ViT-gopt-16-SigLIP2-384__webli",
 }
 
-CLIP_DIMENSIONS = {name: dimension for dimension, names in _CLIP_NAMES_BY_DIMENSION.items() for name in names.split()}
+IMMICH_CLIP_DIMENSIONS = {
+    name: dimension for dimension, names in _CLIP_NAMES_BY_DIMENSION.items() for name in names.split()
+}
 """The embedding length of each of the 58 CLIP models that the Immich server accepts."""
+
+CHINESE_CLIP_DIMENSIONS = {
+    "cn-clip_RN50": 1024,
+    "cn-clip_ViT-B-16": 512,
+    "cn-clip_ViT-L-14": 768,
+    "cn-clip_ViT-L-14-336": 768,
+    "cn-clip_ViT-H-14": 1024,
+}
+"""The embedding length of each Chinese-CLIP model."""
+
+CLIP_DIMENSIONS = IMMICH_CLIP_DIMENSIONS | CHINESE_CLIP_DIMENSIONS
 
 FACE_NAMES = frozenset({"antelopev2", "buffalo_s", "buffalo_m", "buffalo_l"})
 
@@ -83,8 +97,11 @@ OCR_NAMES = frozenset(
     ]
 )
 
-NAMES = {Task.CLIP: frozenset(CLIP_DIMENSIONS), Task.FACES: FACE_NAMES, Task.OCR: OCR_NAMES}
+IMMICH_NAMES = {Task.CLIP: frozenset(IMMICH_CLIP_DIMENSIONS), Task.FACES: FACE_NAMES, Task.OCR: OCR_NAMES}
 """Every name of the stock server, by task."""
+
+NAMES = IMMICH_NAMES | {Task.CLIP: frozenset(CLIP_DIMENSIONS)}
+"""Every name that is answered without being on disk yet, by task."""
 
 EMBEDDED_OCR = "PP-OCRv6_small"
 """The OCR model that is installed with this package."""

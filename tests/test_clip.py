@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from immich_ml_compat.catalog import CLIP_DIMENSIONS, ModelType, Task
+from immich_ml_compat.catalog import IMMICH_CLIP_DIMENSIONS, ModelType, Task
 from immich_ml_compat.clip.languages import ENGLISH, flores_code
 from immich_ml_compat.clip.textual import ClipTextual, Tokenization
 from immich_ml_compat.clip.visual import ClipVisual, Preprocessing, centre_box
@@ -109,7 +109,7 @@ def test_image_towers_agree_with_plain_numpy(tmp_path: Path, name: str) -> None:
     expected = Reference(tower.graph).encode_image(model_spec(name), tensor[0])
     embedding = ClipVisual.load(tower, ENGINE).embed(image)
     assert embedding.dtype == np.float32
-    assert embedding.shape == (CLIP_DIMENSIONS[name],)
+    assert embedding.shape == (IMMICH_CLIP_DIMENSIONS[name],)
     assert float(embedding @ expected) > 0.99999
     assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
 
@@ -127,16 +127,16 @@ def test_text_towers_agree_with_plain_numpy(tmp_path: Path, name: str, text: str
     )
     embedding = ClipTextual.load(tower, ENGINE).embed(text)
     assert embedding.dtype == np.float32
-    assert embedding.shape == (CLIP_DIMENSIONS[name],)
+    assert embedding.shape == (IMMICH_CLIP_DIMENSIONS[name],)
     assert float(embedding @ expected) > 0.99999
 
 
-@pytest.mark.parametrize("name", sorted(CLIP_DIMENSIONS))
+@pytest.mark.parametrize("name", sorted(IMMICH_CLIP_DIMENSIONS))
 def test_every_name_of_immich_loads_and_gives_its_dimension(tmp_path: Path, name: str) -> None:
     write_clip_model(tmp_path, name)
     image = ClipVisual.load(files(tmp_path, name, ModelType.VISUAL), ENGINE).embed(photo(300, 200))
     text = ClipTextual.load(files(tmp_path, name, ModelType.TEXTUAL), ENGINE).embed("a dog", "de")
-    assert len(image) == len(text) == CLIP_DIMENSIONS[name]
+    assert len(image) == len(text) == IMMICH_CLIP_DIMENSIONS[name]
 
 
 def test_weights_beside_the_graph_are_loaded(tmp_path: Path) -> None:

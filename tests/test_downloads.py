@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from immich_ml_compat.catalog import NAMES, ModelType, Task
+from immich_ml_compat.catalog import IMMICH_NAMES, ModelType, Task
 from immich_ml_compat.downloads import Downloader, sources
 from immich_ml_compat.downloads.failures import Patience
 from immich_ml_compat.downloads.huggingface import HuggingFace
@@ -75,8 +75,8 @@ def test_the_real_sums_of_ocr_models_are_right(make: Make, store: ModelStore, hu
 
 @pytest.mark.parametrize("task", list(Task))
 def test_every_model_that_immich_knows_has_a_source(task: Task) -> None:
-    assert set(sources.downloadable(task)) == NAMES[task]
-    for name in NAMES[task]:
+    assert set(sources.downloadable(task)) == IMMICH_NAMES[task]
+    for name in IMMICH_NAMES[task]:
         for source in sources.sources(task, name):
             assert (source.hub == "modelscope") == (task == Task.OCR)
             if source.files is not None:

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from immich_ml_compat.catalog import (
-    CLIP_DIMENSIONS,
     EMBEDDED_OCR,
-    NAMES,
+    IMMICH_CLIP_DIMENSIONS,
+    IMMICH_NAMES,
     ModelType,
     Task,
     clean_name,
@@ -87,7 +87,7 @@ def test_the_names_of_the_stock_server() -> None:
     stock = {task: set().union(*map(expand, text.split())) for task, text in STOCK.items()}
     assert [len(names) for names in stock.values()] == [58, 4, 13]
     for task, names in stock.items():
-        assert NAMES[task] == names
+        assert IMMICH_NAMES[task] == names
         assert all(clean_name(name) == name for name in names)
 
 
@@ -102,17 +102,17 @@ DIMENSIONS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(CLIP_DIMENSIONS))
+@pytest.mark.parametrize("name", sorted(IMMICH_CLIP_DIMENSIONS))
 def test_dimensions(name: str) -> None:
     rows = [
         (len(start), size) for size, starts in DIMENSIONS.items() for start in starts.split() if name.startswith(start)
     ]
-    assert CLIP_DIMENSIONS[name] == max(rows)[1]
+    assert IMMICH_CLIP_DIMENSIONS[name] == max(rows)[1]
 
 
 def test_names_resolve_in_their_own_task_only(folder: Path) -> None:
     names = make(folder)
-    for owner, known in NAMES.items():
+    for owner, known in IMMICH_NAMES.items():
         for name in known:
             assert {task: names.resolve(task, name) for task in Task} == {
                 task: name if task == owner else None for task in Task
@@ -213,7 +213,7 @@ def test_hostile_names(folder: Path, name: str) -> None:
 @example(name="\ud800" * 30)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_name(folder: Path, name: str) -> None:
-    assume(not any(clean_name(name) in known for known in NAMES.values()))
+    assume(not any(clean_name(name) in known for known in IMMICH_NAMES.values()))
     check_hostile(folder, name)
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from ..catalog import NAMES, Task
+from ..catalog import IMMICH_NAMES, Task
 
 HubName = Literal["huggingface", "modelscope"]
 
@@ -38,7 +38,7 @@ def sources(task: Task, name: str, first: HubName = "huggingface") -> list[Sourc
 def downloadable(task: Task) -> list[str]:
     """Return the names of a task's models that some source has."""
     explicit = {name for entry in _table()["source"] if entry["task"] == task for name in entry.get("models", ())}
-    return sorted(name for name in NAMES[task] | explicit if sources(task, name))
+    return sorted(name for name in IMMICH_NAMES[task] | explicit if sources(task, name))
 
 
 def modelscope_endpoint() -> str:
@@ -48,7 +48,7 @@ def modelscope_endpoint() -> str:
 
 def _source(entry: Mapping[str, Any], task: Task, name: str) -> Source | None:
     models = entry.get("models")
-    if entry["task"] != task or name not in (NAMES[task] if models is None else models):
+    if entry["task"] != task or name not in (IMMICH_NAMES[task] if models is None else models):
         return None
     return Source(
         hub=entry["hub"],
