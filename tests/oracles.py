@@ -5,7 +5,9 @@ Where one is missing a test is skipped on a developer's machine and fails where 
 
 import importlib
 import os
-from importlib.util import find_spec
+import sys
+from functools import cache
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +29,19 @@ def oracle(name: str) -> ModuleType:
     if find_spec(name.partition(".")[0]) is None:
         missing(f"the package {name}")
     return importlib.import_module(name)
+
+
+@cache
+def chinese_clip() -> ModuleType:
+    """Import `cn_clip.clip`: the original Chinese-CLIP, on torch and torchvision's transforms."""
+    for package in ("torch", "torchvision"):
+        spec = find_spec(package)
+        if spec is None:
+            missing(f"the package {package}")
+        elif package == "torchvision":
+            # Its __init__ loads compiled operators, which fit one build of torch only. The transforms need none.
+            sys.modules.setdefault(package, module_from_spec(spec))
+    return oracle("cn_clip.clip")
 
 
 def packaged(package: str, path: str) -> Path:

