@@ -1,0 +1,40 @@
+"""An official Chinese-CLIP checkpoint (`clip_cn_*.pt`) to a model's folder, as `store.py` describes it.
+
+checkpoint.py → weights.py → vision.py, text.py → graph.py → model.onnx
+configuration.py                                           → tokenizer.json and the other small files
+"""
+
+from pathlib import Path
+
+from .architectures import architecture
+from .checkpoint import CheckpointError, open_checkpoint
+from .configuration import small_files
+from .graph import Progress
+from .text import text_tower
+from .vision import image_tower
+from .weights import Weights
+
+
+def convert(
+    checkpoint: Path, name: str, folder: Path, *, half: bool = False, progress: Progress = lambda count: None
+) -> None:
+    """Write the folder of the Chinese-CLIP model `name`; `half` in float16.
+
+    `progress` is told the bytes that were written. Needs the memory of the largest tensor (less than 100 MB in
+    all sizes), twice. Raises CheckpointError for a file that is not this model's checkpoint, and OSError.
+    """
+    kind = architecture(name)
+    for path, content in small_files(name).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    with open_checkpoint(checkpoint) as opened:
+        weights = Weights(opened, checkpoint, name)
+        towers = {
+            "visual": image_tower(weights, kind, half=half),
+            "textual": text_tower(weights, kind, half=half),
+        }
+        try:
+            for tower, graph in towers.items():
+                graph.save(folder / tower / "model.onnx", progress)
+        except OverflowError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from error
