@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from immich_ml_compat.names import ModelNames
+from immich_ml_compat.serving import check_preload
+from immich_ml_compat.settings import ClipPreload, ConfigurationError, Preload, Settings
+from immich_ml_compat.store import ModelStore
+
 from .model_folders import CLIP
 from .server import Server, running_server
 
@@ -36,7 +41,7 @@ def ask(server: Server, name: str, kind: str) -> tuple[int, Any]:
         ("house", {f"{P}CLIP_MODEL": "house"}, None, ""),
         (
             "cn-clip_ViT-B-16",
-            {"CLIP_MODEL": "ViT-B-16", "DEVICE": "cpu", "CLIP_DOWNLOAD_ROOT": "/nowhere"},
+            {f"{P}WORKERS": "2", "CLIP_MODEL": "ViT-B-16", "DEVICE": "cpu", "CLIP_DOWNLOAD_ROOT": "/nowhere"},
             [
                 f"CLIP_MODEL=ViT-B-16 is understood as {P}CLIP_MODEL=cn-clip_ViT-B-16",
                 f"DEVICE=cpu is understood as {P}DEVICE=cpu",
@@ -59,7 +64,6 @@ def test_every_clip_request_is_answered_by_one_model(
     shutil.copytree(cache / "clip" / CLIP, tmp_path / "clip" / model)  # the name alone is another
     usual = {kind: ask(server, CLIP, kind) for kind in ("visual", "textual")}
     variables = variables | {
-        f"{P}WORKERS": "2",
         f"{P}PRELOAD__CLIP__TEXTUAL": "ViT-B-16__openai",
         f"{P}MODEL_ALIASES": '{"ViT-L-14__openai": "ViT-L-14-336__openai"}',
     }
@@ -86,6 +90,14 @@ def test_every_clip_request_is_answered_by_one_model(
     assert [log.count(line) for line in lines] == [1] * len(lines)
     assert len(re.findall("is understood as|Substitution in force", log)) == len(lines)
     assert f"clip/{model}/textual" in log, "it is what was preloaded"
+
+
+def test_a_preload_that_the_model_cannot_answer_stops_the_start(tmp_path: Path) -> None:
+    names = ModelNames(ModelStore(tmp_path), {}, "cn-clip_ViT-B-16")
+    check_preload(Settings(preload=Preload(clip=ClipPreload(textual="RN101__openai,cn-clip_ViT-B-16"))), names)
+    with pytest.raises(ConfigurationError) as caught:
+        check_preload(Settings(preload=Preload(clip=ClipPreload(visual="ViT-L-14__openai"))), names)
+    assert str(caught.value).startswith("MACHINE_LEARNING_PRELOAD: 'ViT-L-14__openai' has 768 dimensions; ")
 
 
 def test_the_name_to_select_is_told_without_a_worker(tmp_path: Path) -> None:
