@@ -75,6 +75,15 @@ CHINESE_CLIP_DIMENSIONS = {
 }
 """The embedding length of each Chinese-CLIP model."""
 
+CHINESE_CLIP_IMMICH_NAMES = {
+    "cn-clip_RN50": "RN50__openai",
+    "cn-clip_ViT-B-16": "ViT-B-16__openai",
+    "cn-clip_ViT-L-14": "ViT-L-14__openai",
+    "cn-clip_ViT-L-14-336": "ViT-L-14-336__openai",
+    "cn-clip_ViT-H-14": "ViT-H-14__laion2b-s32b-b79k",
+}
+"""The name to select in Immich for each Chinese-CLIP model: of the same dimension and architecture."""
+
 CLIP_DIMENSIONS = IMMICH_CLIP_DIMENSIONS | CHINESE_CLIP_DIMENSIONS
 
 FACE_NAMES = frozenset({"antelopev2", "buffalo_s", "buffalo_m", "buffalo_l"})
@@ -102,6 +111,9 @@ IMMICH_NAMES = {Task.CLIP: frozenset(IMMICH_CLIP_DIMENSIONS), Task.FACES: FACE_N
 
 NAMES = IMMICH_NAMES | {Task.CLIP: frozenset(CLIP_DIMENSIONS)}
 """Every name that is answered without being on disk yet, by task."""
+
+DEFAULT_CLIP = "ViT-B-32__openai"
+"""The CLIP model that Immich is set to when it is new."""
 
 EMBEDDED_OCR = "PP-OCRv6_small"
 """The OCR model that is installed with this package."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .catalog import EMBEDDED_OCR, Task
+from .catalog import DEFAULT_CLIP, EMBEDDED_OCR, Task
 from .settings import ConfigurationError, load_settings, set_up_logging
 
 
@@ -61,9 +61,8 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--text", help="a search query instead (needs --clip)")
     parser.add_argument("--ocr", nargs="?", const=EMBEDDED_OCR, metavar="MODEL", help=f"read text ({EMBEDDED_OCR})")
     parser.add_argument("--faces", nargs="?", const="buffalo_l", metavar="MODEL", help="find faces (buffalo_l)")
-    parser.add_argument(
-        "--clip", nargs="?", const="ViT-B-32__openai", metavar="MODEL", help="embed for smart search (ViT-B-32__openai)"
-    )
+    clip = f"embed for smart search (MACHINE_LEARNING_CLIP_MODEL, or {DEFAULT_CLIP})"
+    parser.add_argument("--clip", nargs="?", const="", metavar="MODEL", help=clip)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="how to print (table)")
     parser.add_argument("--draw", type=Path, metavar="OUT", help="write the photo with its text and faces marked")
     parser.add_argument("--font", type=Path, help="font file for --draw (one for Chinese is looked for)")

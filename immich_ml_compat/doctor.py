@@ -74,6 +74,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield Finding("settings", str(error), ok=False)
         return
+    for substitution in service.names.substitutions():
+        yield Finding("names", substitution)
     store = ModelStore(settings.cache_folder)
     for task in Task:
         yield from _inference(service, store, task)
@@ -137,8 +139,8 @@ def _hubs() -> Iterator[Finding]:
 
 
 def _inference(service: Service, store: ModelStore, task: Task) -> Iterator[Finding]:
-    """Try one model of a task: the first that is whole."""
-    names = [name for each, name in store.models() if each == task]
+    """Try one model of a task: the first that is whole and answers for itself."""
+    names = [name for each, name in store.models() if each == task and service.names.answers_itself(task, name)]
     name = next((name for name in names if all(store.find(key) for key in _keys(task, name))), None)
     if name is None:
         yield Finding(task, "no model on disk to try", ok=None)

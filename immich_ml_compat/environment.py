@@ -1,4 +1,4 @@
-"""A look at the environment's names, for those that do nothing: of other hardware, or mistyped."""
+"""A look at the environment's names: those that do nothing here, of other hardware or mistyped, and old ones."""
 
 import difflib
 import logging
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic import BaseModel
 
+from . import parent_stack
 from .settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
@@ -20,9 +21,11 @@ _KUBERNETES = re.compile(r"PORT|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?|SERVICE_
 
 
 def report_environment() -> None:
-    """Log one line for each variable of our prefix that has no meaning here."""
+    """Log one line for each variable of our prefix that has no meaning here, and for each of the parent stack's."""
     for level, line in findings(os.environ):
         log.log(level, line)
+    for reading in parent_stack.readings(os.environ):
+        log.log(logging.INFO if reading.meaning is not None else logging.WARNING, "%s", reading)
 
 
 def findings(variables: Iterable[str]) -> Iterator[tuple[int, str]]:

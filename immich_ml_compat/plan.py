@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from .catalog import ModelType, Task
 from .errors import InvalidInputError, InvalidRequestError
 from .messages import PredictRequest
-from .names import ModelNames
+from .names import ModelNames, UnknownModelError
 from .store import ModelKey
 
 # ---------------------------------------------------------------- the plan
@@ -230,10 +230,10 @@ def _require_detection(recognition: object, task: Task) -> None:
 
 
 def _key(entry: _Entry[Any], task: Task, kind: ModelType, names: ModelNames) -> ModelKey:
-    key = names.key(task, kind, entry.modelName)
-    if key is None:
-        raise InvalidRequestError(f"{INVALID} Unknown model for {task}: {entry.modelName[:200]!r}.")
-    return key
+    try:
+        return names.key(task, kind, entry.modelName)
+    except UnknownModelError as error:
+        raise InvalidRequestError(f"{INVALID} {error}") from None
 
 
 def _explain(error: Any) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from .catalog import DEFAULT_CLIP
 from .drawing import draw
 from .images import decode
 from .messages import PredictRequest
@@ -17,7 +18,7 @@ _EMBEDDING_SHOWN = 4
 
 def predict(settings: Settings, options: argparse.Namespace) -> int:
     """Print the answer to one request and return the exit code."""
-    entries = _entries(options)
+    entries = _entries(options, settings.clip_model or DEFAULT_CLIP)
     if options.draw and options.image is None:
         raise ConfigurationError("--draw needs a photo to draw on")
     image = _read(options) if options.image else None
@@ -47,15 +48,15 @@ def _read(options: argparse.Namespace) -> bytes:
     return data
 
 
-def _entries(options: argparse.Namespace) -> dict[str, Any]:
+def _entries(options: argparse.Namespace, default_clip: str) -> dict[str, Any]:
     """The request that Immich would send for these options."""
     if options.text is not None:
-        if not options.clip or options.ocr or options.faces:
+        if options.clip is None or options.ocr or options.faces:
             raise ConfigurationError("--text is for smart search: give --clip, and neither --ocr nor --faces")
-        return {"clip": {"textual": {"modelName": options.clip}}}
+        return {"clip": {"textual": {"modelName": options.clip or default_clip}}}
     entries: dict[str, Any] = {}
-    if options.clip:
-        entries["clip"] = {"visual": {"modelName": options.clip}}
+    if options.clip is not None:
+        entries["clip"] = {"visual": {"modelName": options.clip or default_clip}}
     if options.faces:
         entries["facial-recognition"] = _pair(options.faces)
     if options.ocr:

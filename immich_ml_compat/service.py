@@ -15,13 +15,13 @@ from .clip import embed_image, embed_text
 from .downloads import Downloader
 from .engine import EngineError
 from .engine.onnxruntime import OnnxRuntimeEngine
-from .errors import ModelUnavailableError, RequestError, failure
+from .errors import RequestError, failure
 from .faces import find_faces
 from .images import decode
 from .loaders import loaders
 from .messages import Answer, PredictRequest
 from .models import Models, Retention
-from .names import ModelNames
+from .names import ModelNames, UnknownModelError
 from .ocr import read_text
 from .plan import Plan, plan_request
 from .settings import ConfigurationError, Settings
@@ -40,7 +40,7 @@ class Service:
     def __init__(self, settings: Settings, device_id: int = 0) -> None:
         """Raises ConfigurationError for settings that do not fit the machine or the models at hand."""
         store = ModelStore(settings.cache_folder)
-        self._names = ModelNames(store, settings.model_aliases)
+        self.names = ModelNames(store, settings.model_aliases, settings.clip_model)
         self._orientation = settings.ocr_orientation
         engine = OnnxRuntimeEngine(
             settings.device,
@@ -61,7 +61,7 @@ class Service:
     def answer(self, request: PredictRequest) -> Answer:
         """Answer a request; whatever is wrong with it or with a model becomes an answer too."""
         try:
-            plan = plan_request(request, self._names)
+            plan = plan_request(request, self.names)
             if request.image is not None:
                 image = decode(request.image)
                 return success(self._run(plan, image), image.size)
@@ -79,12 +79,9 @@ class Service:
         """Load and warm models, and let them stay. One that cannot be loaded is logged; return those."""
         failed = []
         for task, kind, name in models:
-            key = self._names.key(task, kind, name)
             try:
-                if key is None:
-                    raise ModelUnavailableError(f"there is no {task} model of that name")
-                self.models.preload(key)
-            except (RequestError, EngineError) as error:
+                self.models.preload(self.names.key(task, kind, name))
+            except (UnknownModelError, RequestError, EngineError) as error:
                 log.error("Preloading %s (%s) failed: %s", name, kind, error)
                 failed.append((task, kind, name))
         return failed

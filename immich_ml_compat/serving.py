@@ -19,7 +19,7 @@ from .environment import report_environment
 from .errors import RequestError, failure
 from .http_api import create_app
 from .messages import Answer, PredictRequest
-from .names import ModelNames
+from .names import ModelNames, UnknownModelError
 from .plan import plan_request
 from .process import Patience, StartError, WorkerProcess
 from .settings import ConfigurationError, Settings
@@ -33,9 +33,9 @@ _SHUTDOWN_S = 8
 def serve(settings: Settings) -> None:
     """Serve until stopped by SIGINT or SIGTERM. Raises ConfigurationError for settings that cannot be used."""
     report_environment()
-    names = ModelNames(ModelStore(settings.cache_folder), settings.model_aliases)
+    names = ModelNames(ModelStore(settings.cache_folder), settings.model_aliases, settings.clip_model)
     for substitution in names.substitutions():
-        log.info("Alias in force: %s", substitution)
+        log.info("Substitution in force: %s", substitution)
     check_preload(settings, names)
     check_device(settings)
     listener = listen(settings.host, settings.port)
@@ -96,10 +96,12 @@ def build_app(settings: Settings, names: ModelNames) -> FastAPI:
 def check_preload(settings: Settings, names: ModelNames) -> None:
     """Raise ConfigurationError for a model to preload that nothing can answer for."""
     for task, kind, name in settings.preload.models():
-        if names.key(task, kind, name) is None:
+        try:
+            names.key(task, kind, name)
+        except UnknownModelError as error:
             raise ConfigurationError(
-                f"MACHINE_LEARNING_PRELOAD: {name} is no {task} model that Immich knows, nor one in the cache folder"
-            )
+                f"MACHINE_LEARNING_PRELOAD: {error} `models list --all` shows the names"
+            ) from error
 
 
 def check_device(settings: Settings) -> None:

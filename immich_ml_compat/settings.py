@@ -2,7 +2,7 @@
 
 Variables are read with the prefix `MACHINE_LEARNING_` (nested ones with `__`), case-insensitive, except
 the few that Immich shares between its services. Names nobody knows stop nothing, as in the stock server;
-`environment.py` tells of them.
+`environment.py` tells of them. The parent stack's names are read where ours are not set (`parent_stack.py`).
 """
 
 import logging
@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
+from . import parent_stack
 from .catalog import ModelType, Task
 
 PREFIX = "MACHINE_LEARNING_"
@@ -64,6 +72,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
+Folder = Annotated[Path, AfterValidator(_folder)]
 DeviceId = Annotated[int, Field(ge=0)]
 BatchSize = Annotated[int, Field(ge=1)]
 
@@ -122,11 +131,17 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    cache_folder: Annotated[Path, AfterValidator(_folder)] = Path("~/.cache/immich_ml")
+    cache_folder: Folder = Path("~/.cache/immich_ml")
     """Where models lie, as `<task>/<name>/…`; `~` is the home folder."""
 
     model_aliases: dict[str, str] = {}
     """Names answered by another model of the same task, as a JSON object."""
+
+    clip_model: str | None = None
+    """The model that answers every CLIP request for a name of equal dimension; None: the one asked for."""
+
+    clip_download_root: Folder | None = None
+    """Where the parent stack kept the official Chinese-CLIP checkpoints: looked for there before downloading."""
 
     model_source: Literal["huggingface", "modelscope"] = "huggingface"
     """The hub that is asked first for a model that several have; the others are asked where it fails."""
@@ -187,6 +202,24 @@ class Settings(BaseSettings):
         default=logging.INFO, validation_alias="IMMICH_LOG_LEVEL"
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment, and the parent stack's names in it as if they were ours."""
+        parents = EnvSettingsSource(settings_cls)
+        parents.env_vars = {
+            reading.variable.today.lower(): reading.meaning
+            for reading in parent_stack.readings(os.environ)
+            if reading.meaning is not None
+        }
+        return init_settings, env_settings, parents
+
 
 def set_up_logging(level: int) -> None:
     """Log to standard error, every process in the same form."""
@@ -203,6 +236,8 @@ def load_settings() -> Settings:
         raise ConfigurationError(f"{variable}={value}: is not a JSON object") from error
     except ValidationError as error:
         raise ConfigurationError("\n".join(_explain(e["loc"], e["input"], e["msg"]) for e in error.errors())) from error
+    except ValueError as error:  # a value of the parent stack's
+        raise ConfigurationError(str(error)) from error
 
 
 def _unparsed(name: str) -> tuple[str, str]:
@@ -216,4 +251,5 @@ def _unparsed(name: str) -> tuple[str, str]:
 def _explain(location: tuple[int | str, ...], value: object, message: str) -> str:
     name = "__".join(part for part in location if isinstance(part, str)).upper()
     variable = name if name.startswith("IMMICH_") else PREFIX + name
-    return f"{variable}={value}: {message.removeprefix('Value error, ')}"
+    given = {reading.variable.today: reading.assignment for reading in parent_stack.readings(os.environ)}
+    return f"{given.get(variable, f'{variable}={value}')}: {message.removeprefix('Value error, ')}"

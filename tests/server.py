@@ -16,6 +16,9 @@ import orjson
 
 _START_SECONDS = 60
 
+SETTING = re.compile("(?i)MACHINE_LEARNING_|IMMICH_|(CLIP_MODEL|CLIP_DOWNLOAD_ROOT|DEVICE)$")
+"""The names of environment variables that the server reads as settings."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -47,9 +50,7 @@ class Server:
 def running_server(cache: Path, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Start `serve` on a free port, wait until it answers, and stop it at the end."""
     log = folder / "server.log"
-    variables = {
-        name: value for name, value in os.environ.items() if not re.match("(?i)MACHINE_LEARNING_|IMMICH_", name)
-    }
+    variables = {name: value for name, value in os.environ.items() if not SETTING.match(name)}
     variables |= {"MACHINE_LEARNING_CACHE_FOLDER": str(cache), "IMMICH_HOST": "127.0.0.1", "IMMICH_PORT": "0"}
     variables |= environment or {}
     command = [sys.executable, "-m", "immich_ml_compat"]

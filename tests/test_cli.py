@@ -21,7 +21,7 @@ from immich_ml_compat.messages import Answer, PredictRequest
 
 from .model_folders import CLIP, FACES, OCR
 from .oracles import packaged
-from .server import Server
+from .server import SETTING, Server
 
 WORDS = "HELLO WORLD 2026"
 
@@ -41,7 +41,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def settings_of_the_test(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if re.match("(?i)MACHINE_LEARNING_|IMMICH_", name):
+        if SETTING.match(name):
             monkeypatch.delenv(name)
     monkeypatch.setenv("MACHINE_LEARNING_CACHE_FOLDER", str(cache))
 
@@ -227,6 +227,26 @@ def test_aliases_hold_here_too(
     monkeypatch.setenv("MACHINE_LEARNING_MODEL_ALIASES", '{"PP-OCRv5_server": "PP-OCRv6_small"}')
     assert main(["predict", str(photo), "--ocr", "PP-OCRv5_server"]) == 0
     assert WORDS in capsys.readouterr().out
+
+
+def test_the_model_for_all_clip_requests_answers_here_too(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def embed(*model: str) -> str:
+        assert main(["predict", "--text", "sea", "--format", "json", "--clip", *model]) == 0
+        return capsys.readouterr().out
+
+    usual = embed(CLIP)
+    monkeypatch.setenv("MACHINE_LEARNING_CLIP_MODEL", CLIP)
+    assert embed() == embed("RN101__openai") == usual
+    monkeypatch.setenv("MACHINE_LEARNING_CLIP_MODEL", "ViT-L-14__openai")
+    assert main(["predict", "--text", "sea", "--clip", CLIP]) == 1
+    assert "select ViT-L-14__openai in Immich" in capsys.readouterr().err
+    assert main(["predict", "--text", "sea", "--clip"]) == 1
+    assert "Model 'ViT-L-14__openai' is not on this server" in capsys.readouterr().err, "asked for by itself"
+    monkeypatch.setenv("MACHINE_LEARNING_CLIP_MODEL", "nope")
+    assert main(["predict", "--text", "sea", "--clip"]) == 2
+    assert capsys.readouterr().err.startswith("MACHINE_LEARNING_CLIP_MODEL=nope: ")
 
 
 # ---------------------------------------------------------------- processes

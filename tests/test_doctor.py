@@ -44,6 +44,16 @@ def test_without_models_the_built_in_one_is_tried(tmp_path: Path) -> None:
     assert lines["ocr"][0].startswith(f"ok {OCR} answers")
 
 
+def test_what_is_tried_is_what_answers(cache: Path) -> None:
+    code, lines = doctor(cache, MACHINE_LEARNING_CLIP_MODEL=CLIP)
+    assert code == 0
+    assert lines["clip"][0].startswith(f"ok {CLIP} answers on")
+    assert lines["names"][0].endswith(f"{CLIP} (MACHINE_LEARNING_CLIP_MODEL); select {CLIP} in Immich")
+    code, lines = doctor(cache, CLIP_MODEL="ViT-L-14")
+    assert code == 0
+    assert lines["clip"] == ["no model on disk to try"], "those that are there answer nothing"
+
+
 def test_hubs_in_reach_are_told(tmp_path: Path, hub: TestHub) -> None:
     code, lines = doctor(tmp_path, HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, MODELSCOPE_DOMAIN=hub.url)
     assert code == 0

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from immich_ml_compat.catalog import (
+    CLIP_DIMENSIONS,
     EMBEDDED_OCR,
     IMMICH_CLIP_DIMENSIONS,
     IMMICH_NAMES,
+    NAMES,
     ModelType,
     Task,
     clean_name,
@@ -22,7 +24,7 @@ from immich_ml_compat.catalog import (
 from immich_ml_compat.engine import Engine
 from immich_ml_compat.errors import ModelUnavailableError
 from immich_ml_compat.models import Model
-from immich_ml_compat.names import ModelNames
+from immich_ml_compat.names import ModelNames, UnknownModelError
 from immich_ml_compat.settings import ConfigurationError
 from immich_ml_compat.store import ModelFiles, ModelKey, ModelStore
 
@@ -49,6 +51,26 @@ def put(model: Path, dimension: object = None, kind: str = "visual") -> None:
 
 def make(folder: Path, **aliases: str) -> ModelNames:
     return ModelNames(ModelStore(folder), aliases)
+
+
+def for_all(folder: Path, clip_model: str, **aliases: str) -> ModelNames:
+    """Names with a model that answers all CLIP requests."""
+    return ModelNames(ModelStore(folder), aliases, clip_model)
+
+
+def resolved(names: ModelNames, task: Task, name: str) -> str | None:
+    """The model that answers, or None where none does."""
+    try:
+        return names.resolve(task, name)
+    except UnknownModelError:
+        return None
+
+
+def refused(names: ModelNames, name: str) -> str:
+    """Why no model answers a CLIP request."""
+    with pytest.raises(UnknownModelError) as caught:
+        names.resolve(Task.CLIP, name)
+    return str(caught.value)
 
 
 # ---------------------------------------------------------------- the known names
@@ -114,19 +136,19 @@ def test_names_resolve_in_their_own_task_only(folder: Path) -> None:
     names = make(folder)
     for owner, known in IMMICH_NAMES.items():
         for name in known:
-            assert {task: names.resolve(task, name) for task in Task} == {
+            assert {task: resolved(names, task, name) for task in Task} == {
                 task: name if task == owner else None for task in Task
             }
-    assert names.resolve(Task.OCR, "mine") is None
+    assert resolved(names, Task.OCR, "mine") is None
 
 
 def test_a_folder_is_a_model(folder: Path) -> None:
     names = make(folder)
     put(folder / "ocr" / "mine", kind="recognition")
     assert names.resolve(Task.OCR, "mine") == "mine", "put there while the server runs"
-    assert names.resolve(Task.CLIP, "mine") is None
+    assert resolved(names, Task.CLIP, "mine") is None
     (folder / "ocr" / "empty").mkdir()
-    assert names.resolve(Task.OCR, "empty") is None
+    assert resolved(names, Task.OCR, "empty") is None
 
 
 # ---------------------------------------------------------------- aliases
@@ -136,11 +158,11 @@ def test_an_alias_is_answered_by_its_model(folder: Path) -> None:
     names = make(folder, **{"PP-OCRv5_mobile": EMBEDDED_OCR, "ViT-B-32::openai": "immich-app/ViT-B-16__openai"})
     assert names.resolve(Task.OCR, "PP-OCRv5_mobile") == EMBEDDED_OCR
     assert names.resolve(Task.CLIP, "ViT-B-32__openai") == "ViT-B-16__openai"
-    assert names.resolve(Task.CLIP, "PP-OCRv5_mobile") is None, "an alias holds for its task"
+    assert resolved(names, Task.CLIP, "PP-OCRv5_mobile") is None, "an alias holds for its task"
     assert names.resolve(Task.OCR, "PP-OCRv5_server") == "PP-OCRv5_server"
     assert names.substitutions() == [
-        "ocr requests for PP-OCRv5_mobile are answered by PP-OCRv6_small",
-        "clip requests for ViT-B-32__openai are answered by ViT-B-16__openai",
+        "ocr requests for PP-OCRv5_mobile are answered by PP-OCRv6_small (MACHINE_LEARNING_MODEL_ALIASES)",
+        "clip requests for ViT-B-32__openai are answered by ViT-B-16__openai (MACHINE_LEARNING_MODEL_ALIASES)",
     ]
 
 
@@ -194,6 +216,141 @@ def test_a_folder_of_unknown_dimension_may_not(folder: Path, config: str) -> Non
         make(folder, **{"ViT-B-16__openai": "mine"})
 
 
+# ---------------------------------------------------------------- one model for all CLIP requests
+
+# What the issue asks for.
+SELECT = {
+    "cn-clip_RN50": "RN50__openai",
+    "cn-clip_ViT-B-16": "ViT-B-16__openai",
+    "cn-clip_ViT-L-14": "ViT-L-14__openai",
+    "cn-clip_ViT-L-14-336": "ViT-L-14-336__openai",
+    "cn-clip_ViT-H-14": "ViT-H-14__laion2b-s32b-b79k",
+}
+
+
+@pytest.mark.parametrize(("model", "select"), SELECT.items())
+def test_chinese_clip_answers_for_every_name_of_its_dimension(folder: Path, model: str, select: str) -> None:
+    names = for_all(folder, model)
+    assert names.resolve(Task.CLIP, select) == model
+    assert names.resolve(Task.CLIP, model) == model, "by its own name"
+    for name in NAMES[Task.CLIP]:
+        if CLIP_DIMENSIONS[name] == CLIP_DIMENSIONS[model]:
+            assert names.resolve(Task.CLIP, name) == model
+        else:
+            message = refused(names, name)
+            assert f"has {CLIP_DIMENSIONS[name]} dimensions; {model}, which answers every CLIP request here" in message
+            assert message.endswith(f"has {CLIP_DIMENSIONS[model]}: select {select} in Immich.")
+    assert refused(names, "nope").startswith("'nope' has an unknown number of dimensions; ")
+    assert select in refused(names, "nope")
+    for task in (Task.FACES, Task.OCR):
+        assert all(names.resolve(task, name) == name for name in NAMES[task])
+    (sentence,) = names.substitutions()
+    assert sentence == (
+        f"all clip requests, for whatever name of {CLIP_DIMENSIONS[model]} dimensions, are answered by {model} "
+        f"(MACHINE_LEARNING_CLIP_MODEL); select {select} in Immich"
+    )
+
+
+@pytest.mark.parametrize("model", sorted(IMMICH_CLIP_DIMENSIONS))
+def test_a_model_of_immichs_is_selected_by_its_own_name(folder: Path, model: str) -> None:
+    assert refused(for_all(folder, model), "nope").endswith(f": select {model} in Immich.")
+
+
+def test_a_folder_may_answer_all_clip_requests(folder: Path) -> None:
+    put(folder / "clip" / "house", 640)
+    put(folder / "clip" / "shed", 640)
+    put(folder / "clip" / "tower", 768)
+    put(folder / "clip" / "ruin")
+    names = for_all(folder, "own/house")
+    for name in ("house", "shed", "RN50x4__openai"):
+        assert names.resolve(Task.CLIP, name) == "house"
+    assert "'tower' has 768 dimensions; house" in refused(names, "tower")
+    assert "'ruin' has an unknown number of dimensions" in refused(names, "ruin")
+    selectable = refused(names, "nope").partition(": select ")[2].removesuffix(" in Immich.").split(" or ")
+    assert selectable
+    assert {IMMICH_CLIP_DIMENSIONS[name] for name in selectable} == {640}
+    assert len(refused(names, "x" * 100_000)) < 1000
+    put(folder / "clip" / "short", 7)
+    assert refused(for_all(folder, "short"), "nope").endswith(": Immich has no model of 7 dimensions to select.")
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        ("ViT-B-16", "did you mean cn-clip_ViT-B-16?"),
+        ("RN50", "did you mean cn-clip_RN50?"),
+        ("vit-l-14-336", "did you mean cn-clip_ViT-L-14-336?"),
+        ("cn_clip_ViT-B-16", "did you mean cn-clip_ViT-B-16"),
+        ("ViT-B-32_openai", "did you mean ViT-B-32__openai"),
+        ("my-hous", "did you mean my-house"),
+        ("zzz", "`models list --all` shows the names"),
+        ("buffalo_l", "`models list --all` shows the names"),
+        ("../outside", ""),
+    ],
+)
+def test_models_for_all_clip_requests_that_cannot_be(folder: Path, value: str, remedy: str) -> None:
+    put(folder / "clip" / "my-house", 512)
+    with pytest.raises(ConfigurationError) as caught:
+        for_all(folder, value)
+    message = str(caught.value)
+    assert message.startswith(f"MACHINE_LEARNING_CLIP_MODEL={value}: is neither a known CLIP model nor one in {folder}")
+    assert remedy in message
+    assert "\n" not in message
+
+
+def test_a_folder_of_unknown_dimension_cannot_answer_all_clip_requests(folder: Path) -> None:
+    put(folder / "clip" / "mine")
+    with pytest.raises(ConfigurationError) as caught:
+        for_all(folder, "mine")
+    assert str(caught.value).startswith("MACHINE_LEARNING_CLIP_MODEL=mine: ")
+    config = folder / "clip" / "mine" / "config.json"
+    assert str(caught.value).endswith(f"state it as embed_dim in {config}")
+    config.write_text('{"embed_dim": 512}')
+    assert for_all(folder, "mine").resolve(Task.CLIP, "ViT-B-16__openai") == "mine", "the remedy is one"
+
+
+def test_an_alias_comes_before_the_model_for_all(folder: Path) -> None:
+    aliases = {"ViT-B-32__openai": "RN101__openai", "ViT-L-14__openai": "cn-clip_ViT-L-14", "buffalo_l": "buffalo_s"}
+    names = for_all(folder, "cn-clip_ViT-B-16", **aliases)
+    assert names.resolve(Task.CLIP, "ViT-B-32__openai") == "RN101__openai"
+    assert names.resolve(Task.CLIP, "ViT-L-14__openai") == "cn-clip_ViT-L-14", "of another dimension than the rest"
+    assert names.resolve(Task.CLIP, "RN101__openai") == "cn-clip_ViT-B-16", "an alias goes one step"
+    assert "select ViT-B-16__openai" in refused(names, "cn-clip_ViT-L-14")
+    assert names.resolve(Task.FACES, "buffalo_l") == "buffalo_s"
+    *explicit, last = names.substitutions()
+    assert [line.rpartition(" ")[2] for line in explicit] == ["(MACHINE_LEARNING_MODEL_ALIASES)"] * 3
+    assert last.startswith("all other clip requests, for whatever name of 512 dimensions, are answered by")
+
+
+CLIP_NAMES = st.sampled_from(sorted(CLIP_DIMENSIONS))
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> dict[str, str]:
+    """Aliases that can be: each name answered by one of its dimension."""
+    size = CLIP_DIMENSIONS.__getitem__
+    return {
+        alias: draw(st.sampled_from(sorted(name for name in CLIP_DIMENSIONS if size(name) == size(alias))))
+        for alias in draw(st.sets(CLIP_NAMES, max_size=8))
+    }
+
+
+@given(aliases=tables(), model=st.none() | CLIP_NAMES, asked=CLIP_NAMES)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_who_answers_of_any_table(folder: Path, aliases: dict[str, str], model: str | None, asked: str) -> None:
+    names = ModelNames(ModelStore(folder), aliases, model)
+    answer = resolved(names, Task.CLIP, asked)
+    if asked in aliases:
+        assert answer == aliases[asked]
+    elif model is None:
+        assert answer == asked
+    else:
+        assert answer == (model if CLIP_DIMENSIONS[asked] == CLIP_DIMENSIONS[model] else None)
+    assert answer is None or CLIP_DIMENSIONS[answer] == CLIP_DIMENSIONS[asked], "what Immich's column takes"
+    assert names.answers_itself(Task.CLIP, asked) == (answer == asked)
+    assert len(names.substitutions()) == len(aliases) + (model is not None)
+
+
 # ---------------------------------------------------------------- traps
 
 HOSTILE = [
@@ -213,7 +370,7 @@ def test_hostile_names(folder: Path, name: str) -> None:
 @example(name="\ud800" * 30)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_name(folder: Path, name: str) -> None:
-    assume(not any(clean_name(name) in known for known in IMMICH_NAMES.values()))
+    assume(not any(clean_name(name) in known for known in NAMES.values()))
     check_hostile(folder, name)
 
 
@@ -222,7 +379,7 @@ def check_hostile(folder: Path, name: str) -> None:
     assert not set("/\\:.") & set(cleaned)
     names, store = make(folder), ModelStore(folder)
     for task in Task:
-        assert names.resolve(task, cleaned) is None
+        assert resolved(names, task, cleaned) is None
         assert not store.holds(task, cleaned)
         location = store.model_folder(task, cleaned)
         assert location.is_relative_to(folder)
@@ -230,6 +387,10 @@ def check_hostile(folder: Path, name: str) -> None:
     assert store.clip_dimension(cleaned) is None
     with pytest.raises(ConfigurationError):
         make(folder, **{"ViT-B-32__openai": name})
+    assert "an unknown number of dimensions" in refused(for_all(folder, "cn-clip_RN50"), name)
+    if name:
+        with pytest.raises(ConfigurationError):
+            for_all(folder, name)
 
 
 def test_a_link_out_of_the_cache_is_the_owners_choice(folder: Path) -> None:

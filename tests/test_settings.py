@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 from immich_ml_compat.serving import listen
 from immich_ml_compat.settings import ConfigurationError, MaxBatchSize, Preload, Settings, load_settings
 
-from .server import running_server
+from .server import SETTING, running_server
 
 P = "MACHINE_LEARNING_"
 
@@ -24,7 +23,7 @@ P = "MACHINE_LEARNING_"
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if re.match(f"(?i){P}|IMMICH_", name):
+        if SETTING.match(name):
             monkeypatch.delenv(name)
 
 
@@ -40,6 +39,8 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
     ("cache_folder", f"{P}CACHE_FOLDER", Path.home() / ".cache/immich_ml", ("/cache", Path("/cache")), __file__),
     ("model_aliases", f"{P}MODEL_ALIASES", {}, ('{"a":"b","c":"d"}', {"a": "b", "c": "d"}), "nope"),
+    ("clip_model", f"{P}CLIP_MODEL", None, ("cn-clip_RN50", "cn-clip_RN50"), None),
+    ("clip_download_root", f"{P}CLIP_DOWNLOAD_ROOT", None, ("/checkpoints", Path("/checkpoints")), __file__),
     ("model_source", f"{P}MODEL_SOURCE", "huggingface", ("modelscope", "modelscope"), "github"),
     ("device", f"{P}DEVICE", "auto", ("cpu", "cpu"), "toaster"),
     ("device_ids", f"{P}DEVICE_IDS", (0,), ("1, 0", (1, 0)), "-1"),

@@ -172,11 +172,11 @@ def test_an_unknown_model_to_preload_stops_the_start(cache: Path) -> None:
 
 def test_aliases_in_force_are_logged_once_at_start(start: Start) -> None:
     server = start(model_aliases='{"PP-OCRv5_server": "PP-OCRv6_small"}')
-    line = "Alias in force: ocr requests for PP-OCRv5_server are answered by PP-OCRv6_small"
+    line = "Substitution in force: ocr requests for PP-OCRv5_server are answered by PP-OCRv6_small"
     assert server.log.read_text().count(line) == 1
     renamed = {"ocr": {kind: {"modelName": "PP-OCRv5_server"} for kind in ("detection", "recognition")}}
     assert server.predict(renamed, PHOTO).json() == server.predict(READ, PHOTO).json()
-    assert server.log.read_text().count("Alias in force") == 1
+    assert server.log.read_text().count("Substitution in force") == 1
 
 
 def in_flight(server: Server, count: int) -> list[Future[httpx.Response]]:
