@@ -1,14 +1,12 @@
 """Checkpoints as `torch.save` writes them, made without torch: any pickle can be put into one."""
 
+import pickle
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, ZipInfo
-
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -62,16 +60,7 @@ def assemble(value: Any) -> bytes:
             return b"](" + b"".join(map(assemble, value)) + b"e"
         case dict():
             return b"}(" + b"".join(assemble(key) + assemble(item) for key, item in value.items()) + b"u"
-        case str():
-            return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-        case bool():
-            return b"\x88" if value else b"\x89"
-        case int():
-            length = value.bit_length() // 8 + 1
-            return b"\x8a" + bytes([length]) + value.to_bytes(length, "little", signed=True)
-        case None:
-            return b"N"
-    raise TypeError(value)
+    return pickle.dumps(value, 2)[2:-1]  # without its start and its end
 
 
 def pickled(value: Any) -> bytes:
@@ -93,10 +82,10 @@ def vector(key: str, numel: int, kind: str = "FloatStorage") -> Call:
     return tensor(storage(key, numel, kind), (numel,), (1,))
 
 
-def write_archive(path: Path, pickle: bytes, storages: Mapping[str, bytes], byte_order: str = "little") -> Path:
+def write_archive(path: Path, root: bytes, storages: Mapping[str, bytes], byte_order: str = "little") -> Path:
     """Write a checkpoint in torch's zip container."""
     with ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle)
+        archive.writestr("archive/data.pkl", root)
         archive.writestr("archive/byteorder", byte_order)
         for key, data in storages.items():
             archive.writestr(f"archive/data/{key}", data)
@@ -117,11 +106,3 @@ def change_entry(path: Path, name: str, change: dict[str, Any]) -> Path:
             setattr(entry, field, value)
         archive.comment = b" "  # the directory is written again
     return path
-
-
-def stream(*pickles: bytes, tail: bytes = b"") -> bytes:
-    """Return torch's older container."""
-    buffer = BytesIO()
-    for pickle in pickles:
-        buffer.write(pickle)
-    return buffer.getvalue() + tail

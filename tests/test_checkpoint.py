@@ -1,6 +1,5 @@
 """Checkpoints: what torch writes is read to the bit, what means harm is refused before it does any."""
 
-import json
 import pickle
 import random
 import struct
@@ -94,6 +93,20 @@ def assert_same(torch: ModuleType, arrays: dict[str, Any], tensors: dict[str, An
         assert array.tobytes() == expected.tobytes(), name
 
 
+def printed(program: str, path: Path, megabytes: int) -> list[str]:
+    """The lines that a program prints which may not take more memory than that for what it does with a path."""
+    start = f"""
+import psutil, resource, sys
+from pathlib import Path
+from immich_ml_compat.chinese_clip.checkpoint import CheckpointError, open_checkpoint
+limit = psutil.Process().memory_info().vms + ({megabytes} << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+"""
+    run = subprocess.run([sys.executable, "-c", start + program, path], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
 # ---------------------------------------------------------------- what torch writes
 
 
@@ -137,7 +150,7 @@ def test_a_prefix_is_taken_off_only_where_all_have_it(torch: ModuleType, path: P
 @pytest.mark.parametrize("options", CONTAINERS.values(), ids=CONTAINERS)
 def test_every_type_of_element_is_read(torch: ModuleType, path: Path, options: dict[str, Any]) -> None:
     whole = torch.arange(-8, 16).reshape(2, 3, 4)
-    state = {}
+    state: dict[str, Any] = {}
     for dtype in DTYPES:
         values = whole.to(getattr(torch, dtype))
         state |= {f"{dtype}": values, f"{dtype} scalar": values[1, 1, 1].clone(), f"{dtype} empty": values[:0].clone()}
@@ -149,7 +162,7 @@ def test_every_type_of_element_is_read(torch: ModuleType, path: Path, options: d
 
 
 @st.composite
-def state_dicts(draw: st.DrawFn, torch: ModuleType) -> dict[str, Any]:
+def state_dicts(draw: Callable[..., Any], torch: ModuleType) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name in draw(st.lists(st.text(max_size=9).filter(lambda text: text.isprintable()), min_size=1, unique=True)):
         if state and draw(st.booleans()):
@@ -189,7 +202,7 @@ def test_what_torch_writes_without_crcs_is_read(torch: ModuleType, path: Path) -
 
 
 def test_a_torchscript_program_is_named_as_one(torch: ModuleType, path: Path) -> None:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
         torch.jit.trace(model(torch)[2], torch.ones(1, 4)).save(path)
     assert "TorchScript program" in refused(path)
 
@@ -227,7 +240,7 @@ def test_the_byte_order_is_that_of_the_machine_that_wrote(torch: ModuleType, pat
 
 def test_a_tensor_that_is_not_there_is_named(path: Path) -> None:
     write_checkpoint(path, {"a": vector("0", 10)})
-    with open_checkpoint(path) as checkpoint, pytest.raises(CheckpointError, match="no tensor 'visual.proj'"):
+    with open_checkpoint(path) as checkpoint, pytest.raises(CheckpointError, match=r"no tensor 'visual\.proj'"):
         checkpoint.read("visual.proj")
 
 
@@ -285,6 +298,15 @@ def test_plain_values_come_out_as_python_reads_them(value: Any, protocol: int) -
     assert repr(ours) == repr(pickle.loads(data)) == repr(value)
 
 
+def assert_read_or_refused(data: bytes | bytearray) -> None:
+    cause = "its pickle was read"
+    try:
+        Unpickler(BytesIO(data)).load()
+    except ValueError as error:
+        cause = str(error)
+    assert cause.startswith("its pickle ")
+
+
 GOOD = pickled({"epoch": 1, "state_dict": Call(ORDERED_DICT, ()), "a": vector("0", 10), "b": [(1, True, None), "c"]})
 
 
@@ -294,10 +316,7 @@ def test_a_changed_pickle_is_read_or_refused(changes: list[tuple[int, int]]) -> 
     data = bytearray(GOOD)
     for position, value in changes:
         data[position] = value
-    try:
-        Unpickler(BytesIO(data)).load()
-    except ValueError as error:
-        assert str(error).startswith("its pickle ")
+    assert_read_or_refused(data)
 
 
 @per_example
@@ -305,10 +324,7 @@ def test_a_changed_pickle_is_read_or_refused(changes: list[tuple[int, int]]) -> 
     st.binary(max_size=60) | st.lists(st.sampled_from(b"\x80\x02(.]}tue)RQbcsahqj\x85\x86\x8a\x93\x94X0")).map(bytes)
 )
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
-    try:
-        Unpickler(BytesIO(data)).load()
-    except ValueError as error:
-        assert str(error).startswith("its pickle ")
+    assert_read_or_refused(data)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -404,18 +420,17 @@ def test_other_objects_are_refused(path: Path, root: Any) -> None:
     assert "its pickle " in refused(path)
 
 
-ALLOWED = (
-    "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE MARK EMPTY_TUPLE TUPLE1 "
-    "TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET "
-    "LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID PROTO FRAME STOP"
-).split()
+ALLOWED = """
+    NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE MARK EMPTY_TUPLE TUPLE1
+    TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET
+    LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID PROTO FRAME STOP
+"""
 
 
-@pytest.mark.parametrize("code", [bytes([number]) for number in range(256)])
-def test_other_instructions_are_refused(code: bytes) -> None:
+@pytest.mark.parametrize("number", set(range(256)) - {getattr(pickle, name)[0] for name in ALLOWED.split()})
+def test_other_instructions_are_refused(number: int) -> None:
     """INST, OBJ, NEWOBJ, EXT1, LONG4 and PERSID among them."""
-    if code in {getattr(pickle, name) for name in ALLOWED}:
-        return
+    code = bytes([number])
     for before in (b"", b"N", b"(NN", assemble(REBUILD) + b")"):
         with pytest.raises(ValueError, match="its pickle has the instruction"):
             Unpickler(BytesIO(b"\x80\2" + before + code + b"1\n1\n1111.")).load()
@@ -483,7 +498,7 @@ TENSORS: dict[str, Any] = {
     "a tensor as a storage": tensor(vector("0", 10), (1,), (1,)),
     "no arguments": Call(REBUILD, ()),
     "metadata": Call(REBUILD, (TEN, 0, (1,), (1,), False, {}, {"neg": True})),
-    "a million arguments": Call(REBUILD, Raw(b"(" + b"N" * 900_000 + b"t")),
+    "a million arguments": Call(REBUILD, Raw(b"(" + b"N" * 300_000 + b"t")),
 }
 
 
@@ -506,13 +521,13 @@ BOMBS = {
     "integers of one hash": b"}(" + b"".join(assemble(n * ((1 << 61) - 1)) + b"N" for n in range(1, 90_000)) + b"u.",
     "tuple hashed in 2**60 steps": b"}" + TUPLES_IN_TUPLES + b"Ns.",
     "tuple in 2**60 places": TUPLES_IN_TUPLES + b".",
-    "tuple of tuples, as a key": b"})" + b"\x85" * 900_000 + b"Ns.",
-    "tuple of tuples": b")" + b"\x85" * 900_000 + b".",
-    "list of lists": b"]" * 900_000 + b"a" * 900_000 + b".",
+    "tuple of tuples, as a key": b"})" + b"\x85" * 300_000 + b"Ns.",
+    "tuple of tuples": b")" + b"\x85" * 300_000 + b".",
+    "list of lists": b"]" * 300_000 + b"a" * 300_000 + b".",
     "dict of itself": b"}q\0Nh\0sh\0.",
     "list of itself, as a name": b"]q\0h\0ah\0h\0\x93.",
-    "tuple of tuples, as a name": b")" + b"\x85" * 900_000 + b"q\0h\0\x93.",
-    "tuple of tuples, as an identity": b")" + b"\x85" * 900_000 + b"q\0(h\0h\0h\0h\0h\0tQ.",
+    "tuple of tuples, as a name": b")" + b"\x85" * 300_000 + b"q\0h\0\x93.",
+    "tuple of tuples, as an identity": b")" + b"\x85" * 300_000 + b"q\0(h\0h\0h\0h\0h\0tQ.",
     "marks": b"(" * 7_000_000,
     "dicts": b"}" * 7_000_000,
     "memos": b"N" + b"\x94" * 7_000_000,
@@ -521,30 +536,25 @@ BOMBS = {
 }
 
 
+ENDLESS = ("memo", "length of text", "marks", "long")
+
+
 def test_bombs_are_refused_in_little_memory(tmp_path: Path) -> None:
     """In a process that may not have more than a little, and in the older container too, which has no length."""
-    for number, code in enumerate(BOMBS.values()):
-        write_archive(tmp_path / f"{number}.zip", b"\x80\2" + code, {})
-        header = pickled(0x1950A86A20F9469CFC6C) + pickled(1001) + pickled({})
-        (tmp_path / f"{number}.stream").write_bytes(header + b"\x80\2" + code + bytes(20 << 20 if number == 1 else 0))
+    header = pickled(0x1950A86A20F9469CFC6C) + pickled(1001) + pickled({})
+    for name, code in BOMBS.items():
+        write_archive(tmp_path / f"{name}.zip", b"\x80\2" + code, {})
+        if name in ENDLESS:
+            (tmp_path / f"{name}.stream").write_bytes(header + b"\x80\2" + code + bytes(20 << 20))
     program = """
-import json, resource, sys
-from pathlib import Path
-from immich_ml_compat.chinese_clip.checkpoint import CheckpointError, open_checkpoint
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-seen = []
-for path in sorted(Path(sys.argv[1]).iterdir()):
+for path in Path(sys.argv[1]).iterdir():
     try:
         with open_checkpoint(path):
             pass
     except CheckpointError as error:
-        seen.append(str(error))
-print(json.dumps([seen, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10]))
+        print(error)
 """
-    run = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
-    seen, megabytes = json.loads(run.stdout)
-    assert len(seen) == 2 * len(BOMBS)
-    assert megabytes < 200
+    assert len(printed(program, tmp_path, 120)) == len(BOMBS) + len(ENDLESS)
 
 
 # ---------------------------------------------------------------- the archive
@@ -568,7 +578,6 @@ def test_what_is_encrypted_is_refused(path: Path) -> None:
 LIES: dict[str, dict[str, Any]] = {
     "longer": {"file_size": 1 << 40, "compress_size": 1 << 40},
     "unpacked to more": {"file_size": 400},
-    "before the start": {"header_offset": -1},
     "at another file": {"header_offset": 0},
     "between files": {"header_offset": 77},
     "beyond the end": {"header_offset": 1 << 40},
@@ -583,8 +592,6 @@ LIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 def test_lies_in_the_directory_are_refused(path: Path, name: str, lie: dict[str, Any]) -> None:
     write_checkpoint(path, {"a": vector("0", 10)})
-    if lie.get("header_offset") == -1:
-        pytest.skip("cannot be written")
     if name == "archive/data.pkl" and lie.get("header_offset") == 0:
         lie = {"header_offset": 200}
     change_entry(path, name, lie)
@@ -717,15 +724,14 @@ def test_reading_takes_the_memory_of_one_tensor(tmp_path: Path) -> None:
         path, pickled({"state_dict": state}), {**{str(n): bytes(4 * numel) for n in range(32)}, "99": bytes(32 * numel)}
     )
     program = """
-import resource, sys
-from pathlib import Path
-from immich_ml_compat.chinese_clip.checkpoint import open_checkpoint
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with open_checkpoint(Path(sys.argv[1])) as checkpoint:
-    total = sum(checkpoint.read(name).nbytes for name in checkpoint.shapes)
-print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    for name in checkpoint.shapes:
+        print(checkpoint.read(name).nbytes)
 """
-    run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
-    total, kilobytes = map(int, run.stdout.split())
-    assert total == 40 * 4 * numel
-    assert kilobytes < 2 * 4 * numel >> 10
+    assert printed(program, path, 16) == 40 * [str(4 * numel)]
+    all_at_once = """
+with open_checkpoint(Path(sys.argv[1])) as checkpoint:
+    everything = [checkpoint.read(name) for name in checkpoint.shapes]
+"""
+    with pytest.raises(AssertionError, match="MemoryError"):
+        printed(all_at_once, path, 16)

@@ -216,8 +216,9 @@ def _byte_order(file: File, entry: ZipInfo | None, has_crc: bool) -> Literal["<"
 def _stream(file: File) -> Contents:
     file.seek(0)
     unpickler = Unpickler(file)
-    if (_unpickled(file, unpickler), _unpickled(file, unpickler)) != (_MAGIC, _PROTOCOL):
-        raise file.error("it is a pickle, but no checkpoint that torch.save wrote", OFFICIAL)
+    for expected in (_MAGIC, _PROTOCOL):
+        if _unpickled(file, unpickler) != expected:
+            raise file.error("it is a pickle, but no checkpoint that torch.save wrote", OFFICIAL)
     _system, contents, keys = (_unpickled(file, unpickler) for _ in range(3))
     storages, extents = unpickler.storages, {}
     if type(keys) is not list or len(keys) != len(storages) or not all(type(key) is str for key in keys):

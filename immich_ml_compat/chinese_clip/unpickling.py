@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from .tensors import CALLS, ELEMENTS, Storage, is_count, storage_of
 
 # A checkpoint of 700 parameters with the state of their optimizer has 0.1 million instructions in 0.5 MB.
-_MOST_INSTRUCTIONS = 1_000_000
+_MOST_INSTRUCTIONS = 500_000
 _MOST_BYTES = 8 << 20
 
 _MOST_NAME = 100
@@ -36,8 +36,8 @@ class Unpickler:
     def load(self) -> Any:
         """Return the next pickle's object, made of None, bool, int, float, str, tuple, list, dict and Tensor.
 
-        Takes at most some 150 MB and seconds. Raises ValueError, whose text is the cause, for a pickle that asks for
-        anything else, is malformed, or is larger than a checkpoint's can be.
+        Takes at most some 100 MB and a second or two. Raises ValueError, whose text is the cause, where a pickle asks
+        for anything else, is malformed, or is larger than a checkpoint's can be.
         """
         machine = _Machine(self._stream, self.storages)
         try:
