@@ -1,0 +1,1 @@
+"""Chinese-CLIP: an official checkpoint turned into the model's folder."""
