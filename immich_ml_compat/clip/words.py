@@ -28,7 +28,7 @@ def words(text: str) -> Iterator[str]:
     """
     for token in _TOKEN.finditer(text):
         # Controls go first: whether a sigma is final depends on what is left around it.
-        yield from token[0].translate(_WITHOUT_CONTROLS).lower().translate(_FOLDED).split()
+        yield from token[0].translate(_CLEANED).lower().translate(_FOLDED).split()
 
 
 class _Table(dict[int, str]):
@@ -45,8 +45,11 @@ class _Table(dict[int, str]):
         return changed
 
 
-def _without_controls(character: str) -> str:
-    return "" if character == "\ufffd" or unicodedata.category(character) in ("Cc", "Cf") else character
+def _cleaned(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return "\uffff"  # half a character, which the library does not take: as unknown as this
+    return "" if character == "\ufffd" or category in ("Cc", "Cf") else character
 
 
 def _folded(character: str) -> str:
@@ -65,5 +68,5 @@ def _is_punctuation(character: str) -> bool:
     return character in _ASCII_SIGNS or unicodedata.category(character).startswith("P")
 
 
-_WITHOUT_CONTROLS = _Table(_without_controls)
+_CLEANED = _Table(_cleaned)
 _FOLDED = _Table(_folded)
