@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto
 from PIL import Image
+from tokenizers import Tokenizer
 
 from immich_ml_compat.catalog import CHINESE_CLIP_DIMENSIONS, ModelType, Task
 from immich_ml_compat.chinese_clip.configuration import resolution, small_file, small_files
@@ -188,6 +189,9 @@ def first_token_and_count(tmp_path: Path, *, bert: bool) -> NDArray[np.float32]:
     config = json.loads(small_file(NAME, "config.json"))
     if not bert:
         del config["text_cfg"]["tokenizer_kwargs"]
+    tokenizer = Tokenizer.from_buffer(small_file(NAME, "textual/tokenizer.json"))
+    tokenizer.enable_padding(length=60)  # as a file may say
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder.parent / "config.json").write_text(json.dumps(config))
     return ClipTextual.load(files(tmp_path, NAME, ModelType.TEXTUAL), ENGINE).embed("一只狗")
 

@@ -8,9 +8,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 
-_SPACES = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f"
-_TOKEN = re.compile(f"[{_IDEOGRAPHS}]|[^{_IDEOGRAPHS}{_SPACES}]+")
+# Spaces, and the controls that count as such; split() below knows the rest of white space.
+_TOKEN = re.compile(rf"[{_IDEOGRAPHS}]|[^{_IDEOGRAPHS} \t\n\r]+")
 
 # All that ASCII has beside letters, digits and controls counts as punctuation, whatever Unicode calls it.
 _ASCII_SIGNS = "$+<=>^`|~"
