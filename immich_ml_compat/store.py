@@ -6,7 +6,8 @@
     <cache>/clip/<name>/textual/{tokenizer.json,tokenizer_config.json}
     <cache>/ocr/<name>/recognition/charset.txt                           where the graph has no `character` metadata
 
-is the stock server's layout; a folder with that shape is a model, whoever put it there.
+is the stock server's layout; a folder with that shape is a model, whoever put it there. Of a Chinese-CLIP model the
+graphs are enough.
 
     <cache>/.partial/<task>/<name>/...           what is being downloaded
     <cache>/.partial/<task>/<name>.lock          there while a process works on the model
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .catalog import EMBEDDED_OCR, ModelType, Task
+from .chinese_clip.configuration import small_file, small_paths
 
 GRAPH = "model.onnx"
 CONFIG = "config.json"
@@ -77,6 +79,19 @@ class ModelFiles:
     def beside(self, name: str) -> Path:
         """Return the path of a file in the graph's folder."""
         return self.graph.with_name(name)
+
+    def read(self, path: Path) -> bytes:
+        """Return the content of one of the model's small files, in this package's form where it is not on disk.
+
+        This package has those of Chinese-CLIP, whose published graphs come alone. Raises OSError.
+        """
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            inside = path.relative_to(self.config.parent).as_posix()
+            if inside not in small_paths(self.name):
+                raise
+            return small_file(self.name, inside)
 
 
 class ModelStore:
@@ -140,11 +155,13 @@ class ModelStore:
         return sorted(found)
 
     def missing(self, task: Task, name: str) -> list[str]:
-        """Return the files that a model should have and has not."""
+        """Return the files that a model should have and has neither on disk nor in this package."""
         folder = self.model_folder(task, name)
-        embedded = {f"{key.type}/{GRAPH}" for key in self._embedded if (key.task, key.name) == (task, name)}
+        packaged = {f"{key.type}/{GRAPH}" for key in self._embedded if (key.task, key.name) == (task, name)}
+        if task == Task.CLIP:
+            packaged |= small_paths(name)
         expected = _CLIP_FILES if task == Task.CLIP else _PAIR_FILES
-        return [path for path in expected if path not in embedded and not (folder / path).is_file()]
+        return [path for path in expected if path not in packaged and not (folder / path).is_file()]
 
 
 def _embedded_graphs() -> dict[ModelKey, Path]:

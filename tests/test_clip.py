@@ -204,7 +204,7 @@ class OneOutput:
     """A session that gives what it was told to."""
 
     inputs: Sequence[TensorInfo] = [TensorInfo("image", np.dtype(np.float32), (1, 3, 32, 32))]
-    outputs: Sequence[TensorInfo] = []
+    outputs: Sequence[TensorInfo] = [TensorInfo("embedding", np.dtype(np.float16), (1, 2))]
     execution_provider: str = "fake"
     metadata: Mapping[str, str] = {}
 

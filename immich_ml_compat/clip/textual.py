@@ -1,4 +1,4 @@
-"""The text tower of a CLIP model: OpenCLIP, SigLIP, nllb-CLIP and M-CLIP.
+"""The text tower of a CLIP model: OpenCLIP, SigLIP, nllb-CLIP, M-CLIP and Chinese-CLIP.
 
 The graph's inputs tell the families apart: one tensor of token ids, or ids with an attention mask (M-CLIP).
 """
@@ -6,16 +6,17 @@ The graph's inputs tell the families apart: one tensor of token ids, or ids with
 import json
 import string
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..engine import Array, Engine, Session, TensorInfo
-from ..outputs import require_finite
 from ..store import ModelFiles
-from .embeddings import require_embeddings
+from .embeddings import require_embeddings, run_tower
 from .languages import flores_code
+from .words import words
 
 DEFAULT_CONTEXT_LENGTH = 77
 
@@ -35,29 +36,48 @@ class Tokenization:
     language_prefix: bool = False
     """Put the language's FLORES-200 code in front, as nllb-CLIP was trained."""
 
+    bert: bool = False
+    """Split into words as BERT's own code does, as Chinese-CLIP was trained; the tokenizer then only looks them up."""
+
     @classmethod
-    def read(cls, files: ModelFiles) -> "Tokenization":
-        """Read the tokenizer and its configuration. Raises OSError, KeyError or ValueError."""
-        config = json.loads(files.config.read_bytes())["text_cfg"]
+    def read(cls, files: ModelFiles, any_length: bool = False) -> "Tokenization":
+        """Read the tokenizer and its configuration. Raises OSError, KeyError or ValueError.
+
+        `any_length` says that the graph takes fewer tokens than the context has. Chinese-CLIP's texts are not padded
+        then, since a short one is several times faster; the other families' graphs rely on the padding.
+        """
+        config = json.loads(files.read(files.config))["text_cfg"]
         context_length = int(config.get("context_length", DEFAULT_CONTEXT_LENGTH))
-        pad_token = json.loads(files.beside("tokenizer_config.json").read_bytes())["pad_token"]
+        clean = (config.get("tokenizer_kwargs") or {}).get("clean")
+        bert = clean == "bert"
+        pad_token = json.loads(files.read(files.beside("tokenizer_config.json")))["pad_token"]
         if isinstance(pad_token, dict):  # the long form of transformers: {"content": "<pad>", …}
             pad_token = pad_token["content"]
         tokenizer = _read_tokenizer(files)
         pad_id = tokenizer.token_to_id(pad_token)
         if pad_id is None:
             raise ValueError(f"{files.beside('tokenizer.json')} has no token {pad_token!r} to pad with")
-        tokenizer.enable_padding(length=context_length, pad_token=pad_token, pad_id=pad_id)
         tokenizer.enable_truncation(max_length=context_length)
+        if bert and any_length:
+            tokenizer.no_padding()
+        else:
+            tokenizer.enable_padding(length=context_length, pad_token=pad_token, pad_id=pad_id)
+        if bert:
+            tokenizer.normalizer = tokenizer.pre_tokenizer = None  # both are done by words()
         return cls(
             tokenizer,
             context_length,
-            canonicalize=(config.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize",
+            canonicalize=clean == "canonicalize",
             language_prefix=files.name.startswith("nllb"),
+            bert=bert,
         )
 
     def __call__(self, text: str, language: str | None) -> tuple[list[int], list[int]]:
-        """Return token ids and attention mask, both padded or cut to `context_length`."""
+        """Return token ids and attention mask, cut to `context_length`, and padded unless the graph takes less."""
+        if self.bert:
+            # A word has one token at least.
+            encoding = self.tokenizer.encode(list(islice(words(text), self.context_length)), is_pretokenized=True)
+            return encoding.ids, encoding.attention_mask
         text = " ".join(text.split())
         if self.canonicalize:
             text = text.translate(_NO_PUNCTUATION).lower()
@@ -82,8 +102,8 @@ class ClipTextual:
         require_embeddings(session, files)
         if any(len(tensor.shape) != 2 for tensor in session.inputs):
             raise ValueError(f"{files.graph} takes no tokens [batch, context]: it is no text tower")
-        tokenize = Tokenization.read(files)
         context = session.inputs[0].shape[-1]
+        tokenize = Tokenization.read(files, any_length=context is None)
         if context not in (tokenize.context_length, None):
             raise ValueError(f"{files.graph} takes {context} tokens, config.json says {tokenize.context_length}")
         return cls(files.name, session, tokenize)
@@ -98,12 +118,12 @@ class ClipTextual:
         self.embed("")
 
     def embed(self, text: str, language: str | None = None) -> NDArray[np.float32]:
-        """Embed a query: float32 [D], L2-normalised by the graph. Raises ModelOutputError."""
+        """Embed a query: float32 [D], L2-normalised. Raises ModelOutputError."""
         ids, mask = self._tokenize(text, language)
-        (embedding, *_) = self._session.run(
-            {tensor.name: _tensor(tensor, mask if tensor.name == _MASK else ids) for tensor in self._session.inputs}
-        )
-        return require_finite(embedding[0], self._name)
+        inputs = {
+            tensor.name: _tensor(tensor, mask if tensor.name == _MASK else ids) for tensor in self._session.inputs
+        }
+        return run_tower(self._session, inputs, self._name)
 
 
 def _tensor(info: TensorInfo, values: list[int]) -> Array:
@@ -113,6 +133,6 @@ def _tensor(info: TensorInfo, values: list[int]) -> Array:
 def _read_tokenizer(files: ModelFiles) -> Tokenizer:
     path = files.beside("tokenizer.json")
     try:
-        return Tokenizer.from_buffer(path.read_bytes())
+        return Tokenizer.from_buffer(files.read(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

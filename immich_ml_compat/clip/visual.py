@@ -1,4 +1,4 @@
-"""The image tower of a CLIP model: OpenCLIP, SigLIP, nllb-CLIP and M-CLIP share this one."""
+"""The image tower of a CLIP model: OpenCLIP, SigLIP, nllb-CLIP, M-CLIP and Chinese-CLIP share this one."""
 
 import json
 from dataclasses import dataclass
@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..engine import Engine, Session
-from ..outputs import require_finite
 from ..store import ModelFiles
-from .embeddings import require_embeddings
+from .embeddings import require_embeddings, run_tower
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,6 +26,11 @@ class Preprocessing:
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     resampling: Image.Resampling = Image.Resampling.BICUBIC
+    crop: bool = True
+    """Keep the proportions and cut off what is not square; otherwise squash the whole picture (`do_center_crop`).
+
+    Not `resize_mode`: SigLIP's files say `squash` there, and the stock server crops nevertheless.
+    """
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> "Preprocessing":
@@ -36,11 +40,14 @@ class Preprocessing:
         if size < 1 or len(mean) != 3 or len(std) != 3:
             raise ValueError(f"size {size}, mean {mean}, std {std}: takes a size of pixels and a number per channel")
         resampling = Image.Resampling[config.get("interpolation", "bicubic").upper()]
-        return cls(size, tuple(mean), tuple(std), resampling)
+        return cls(size, tuple(mean), tuple(std), resampling, crop=config.get("do_center_crop") is not False)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """Scale the shorter side of an RGB image to `size`, crop the centre, normalise: float32 [1, 3, S, S]."""
-        square = resize_and_crop(image, self.size, self.resampling)
+        """Make an RGB image a square of `size`, cropped or squashed, and normalise it: float32 [1, 3, S, S]."""
+        if self.crop:
+            square = resize_and_crop(image, self.size, self.resampling)
+        else:
+            square = image.resize((self.size, self.size), self.resampling)
         tensor = np.asarray(square, dtype=np.float32) / np.float32(255)
         tensor -= np.array(self.mean, np.float32)
         tensor /= np.array(self.std, np.float32)
@@ -86,7 +93,7 @@ class ClipVisual:
     @classmethod
     def load(cls, files: ModelFiles, engine: Engine) -> "ClipVisual":
         """Load the graph and its `preprocess_cfg.json`. Raises EngineError, OSError, KeyError or ValueError."""
-        config = json.loads(files.beside("preprocess_cfg.json").read_bytes())
+        config = json.loads(files.read(files.beside("preprocess_cfg.json")))
         session = engine.load(files.graph)
         require_embeddings(session, files)
         preprocess = Preprocessing.read(config)
@@ -105,6 +112,5 @@ class ClipVisual:
         self.embed(Image.new("RGB", (self._preprocess.size, self._preprocess.size)))
 
     def embed(self, image: Image.Image) -> NDArray[np.float32]:
-        """Embed an RGB image: float32 [D], L2-normalised by the graph. Raises ModelOutputError."""
-        (embedding, *_) = self._session.run({self._session.inputs[0].name: self._preprocess(image)})
-        return require_finite(embedding[0], self._name)
+        """Embed an RGB image: float32 [D], L2-normalised. Raises ModelOutputError."""
+        return run_tower(self._session, {self._session.inputs[0].name: self._preprocess(image)}, self._name)
