@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from immich_ml_compat.catalog import CHINESE_CLIP_DIMENSIONS
-from immich_ml_compat.chinese_clip.configuration import CONTEXT_LENGTH, resolution
+from immich_ml_compat.chinese_clip.architectures import CONTEXT_LENGTH, architecture
 
 from .clip_models.graph import Graph
 
@@ -63,7 +63,7 @@ class Towers:
 def write_ready_made(cache: Path, name: str, towers: Towers, beside: tuple[str, str] | None = None) -> Path:
     """Put both graphs, and nothing else, into a model's folder; `beside` names the files of their weights."""
     folder = cache / "clip" / name
-    models = {"visual": towers.image_model(resolution(name)), "textual": towers.text_model()}
+    models = {"visual": towers.image_model(architecture(name).image_size), "textual": towers.text_model()}
     for (kind, model), extra_file in zip(models.items(), beside or (None, None), strict=True):
         path = folder / kind / "model.onnx"
         path.parent.mkdir(parents=True)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from immich_ml_compat.chinese_clip.checkpoint import CheckpointError, open_checkpoint
 from numpy.typing import NDArray
 from PIL import Image
 
 from immich_ml_compat.catalog import CHINESE_CLIP_DIMENSIONS, ModelType, Task
 from immich_ml_compat.chinese_clip.architectures import architecture
+from immich_ml_compat.chinese_clip.checkpoint import CheckpointError, open_checkpoint
 from immich_ml_compat.chinese_clip.conversion import convert
 from immich_ml_compat.chinese_clip.vision import image_tower
 from immich_ml_compat.chinese_clip.weights import Weights
@@ -118,12 +118,12 @@ def test_batches_have_the_original_embeddings(model: Converted, batch: int, half
 
     tokens = package.tokenize(TEXTS[-batch:])
     expected = model.original.encode_text(tokens).numpy()
-    (found,) = model.session(ModelType.TEXTUAL, half=half).run({"text": tokens.numpy()})
+    (found,) = model.session(ModelType.TEXTUAL, half=half).run({"text": tokens.numpy().astype(np.int32)})
     assert cosines(expected, found).min() >= bar(half)
 
 
 def test_padding_makes_no_difference(model: Converted) -> None:
-    tokens = chinese_clip().tokenize(["雪地里奔跑的狗"]).numpy()
+    tokens = chinese_clip().tokenize(["雪地里奔跑的狗"]).numpy().astype(np.int32)
     session = model.session(ModelType.TEXTUAL)
     (padded,) = session.run({"text": tokens})
     (short,) = session.run({"text": tokens[:, : int((tokens != 0).sum())]})
@@ -190,8 +190,8 @@ def test_openvino_fuses_every_layer(model: Converted) -> None:
     openvino = oracle("openvino")
     for kind in (ModelType.VISUAL, ModelType.TEXTUAL):
         compiled = openvino.Core().compile_model(str(model.files(kind).graph), "CPU")
-        layers = [op.get_rt_info()["layerType"] for op in compiled.get_runtime_model().get_ordered_ops()]
-        counts = collections.Counter(map(str, layers))
+        layers = [op.get_rt_info()["layerType"].astype(str) for op in compiled.get_runtime_model().get_ordered_ops()]
+        counts = collections.Counter(layers)
         attentions = 1 if (model.name, kind) == ("cn-clip_RN50", ModelType.VISUAL) else LAYERS
         fused = counts["Subgraph"] + counts["ScaledDotProductAttention"] + counts["MHA"]
         assert fused >= attentions, counts

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from immich_ml_compat.catalog import CHINESE_CLIP_DIMENSIONS
-from immich_ml_compat.chinese_clip.configuration import CONTEXT_LENGTH, VOCABULARY, small_files, vocabulary
+from immich_ml_compat.chinese_clip.architectures import CONTEXT_LENGTH
+from immich_ml_compat.chinese_clip.configuration import VOCABULARY, small_files, vocabulary
 from immich_ml_compat.clip.textual import Tokenization
 from immich_ml_compat.clip.words import words
 from immich_ml_compat.store import ModelFiles

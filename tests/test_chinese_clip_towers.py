@@ -17,7 +17,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from immich_ml_compat.catalog import CHINESE_CLIP_DIMENSIONS, ModelType, Task
-from immich_ml_compat.chinese_clip.configuration import resolution, small_file, small_files
+from immich_ml_compat.chinese_clip.architectures import architecture
+from immich_ml_compat.chinese_clip.configuration import small_file, small_files
 from immich_ml_compat.clip.embeddings import run_tower
 from immich_ml_compat.clip.textual import ClipTextual, Tokenization
 from immich_ml_compat.clip.visual import ClipVisual, Preprocessing
@@ -73,7 +74,7 @@ SIZES = [(640, 480), (480, 640), (224, 224), (223, 225), (37, 1013), (1, 1), (2,
 def test_a_photo_becomes_the_originals_tensor(name: str, size: tuple[int, int]) -> None:
     tensor = preprocessing(name)(photo(*size))
     assert tensor.dtype == np.float32
-    np.testing.assert_array_equal(tensor[0], original_tensor(photo(*size), resolution(name)))
+    np.testing.assert_array_equal(tensor[0], original_tensor(photo(*size), architecture(name).image_size))
 
 
 @settings(max_examples=50, deadline=None)
@@ -106,7 +107,7 @@ def test_the_graphs_alone_are_a_model(tmp_path: Path, name: str) -> None:
     image = photo(500, 340)
     require_embedding(
         ClipVisual.load(files(tmp_path, name, ModelType.VISUAL), ENGINE).embed(image),
-        towers.image_features(original_tensor(image, resolution(name))),
+        towers.image_features(original_tensor(image, architecture(name).image_size)),
         name,
     )
     tower = ClipTextual.load(files(tmp_path, name, ModelType.TEXTUAL), ENGINE)

@@ -11,18 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog import CHINESE_CLIP_DIMENSIONS
+from .architectures import CONTEXT_LENGTH, architecture
 
 VOCABULARY = Path(__file__).with_name("vocabulary.txt")
-CONTEXT_LENGTH = 52
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-
-_RESOLUTIONS = {"cn-clip_ViT-L-14-336": 336}
-_USUAL_RESOLUTION = 224
-
-
-def resolution(name: str) -> int:
-    """Return the side of the square, in pixels, that the image tower of a Chinese-CLIP model takes."""
-    return _RESOLUTIONS.get(name, _USUAL_RESOLUTION)
 
 
 def small_paths(name: str) -> frozenset[str]:
@@ -50,7 +42,7 @@ def vocabulary() -> dict[str, int]:
 def _config(name: str) -> dict[str, Any]:
     return {
         "embed_dim": CHINESE_CLIP_DIMENSIONS[name],
-        "vision_cfg": {"image_size": resolution(name)},
+        "vision_cfg": {"image_size": architecture(name).image_size},
         "text_cfg": {
             "context_length": CONTEXT_LENGTH,
             "vocab_size": len(vocabulary()),
@@ -61,7 +53,7 @@ def _config(name: str) -> dict[str, Any]:
 
 def _preprocessing(name: str) -> dict[str, Any]:
     return {
-        "size": [resolution(name)] * 2,
+        "size": [architecture(name).image_size] * 2,
         "mode": "RGB",
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, external_data_helper, helper
 
-from .weights import Weight
+from .weights import Array, Weight
 
 OPSET = 17  # the first with LayerNormalization
 _IR_VERSION = 8
@@ -30,11 +29,11 @@ class Graph:
         self._half = half
         self._nodes: list[NodeProto] = []
         self._weights: dict[str, Weight] = {}
-        self._constants: dict[str, NDArray[np.int64] | NDArray[np.floating]] = {}
+        self._constants: dict[str, Array] = {}
         self._inputs: list[ValueInfoProto] = []
         self._outputs: list[ValueInfoProto] = []
 
-    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output."""
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
@@ -55,6 +54,10 @@ class Graph:
         """Return the name of an int64 scalar."""
         return self._constant(f"integer_{value}", np.array(value, np.int64))
 
+    def token(self, value: int) -> str:
+        """Return the name of an int32 scalar, to compare tokens with."""
+        return self._constant(f"token_{value}", np.array(value, np.int32))
+
     def number(self, value: float) -> str:
         """Return the name of a scalar in the graph's own precision."""
         return self._constant(f"number_{value!r}", np.array(value, np.float16 if self._half else np.float32))
@@ -65,8 +68,8 @@ class Graph:
         return self.cast(name) if self._half else name
 
     def tokens(self, name: str) -> str:
-        """Declare the input int64 [batch, sequence]."""
-        self._inputs.append(helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]))
+        """Declare the input int32 [batch, sequence], which is what Immich's own server gives."""
+        self._inputs.append(helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "sequence"]))
         return name
 
     def cast(self, value: str) -> str:
@@ -137,12 +140,12 @@ class Graph:
         data.write(self._read(name, weight).data)
         progress(self._bytes(weight))
 
-    def _read(self, name: str, weight: Weight) -> NDArray[np.floating]:
+    def _read(self, name: str, weight: Weight) -> Array:
         values = weight.read()
         if values.shape != weight.shape:
             raise ValueError(f"{name} is {values.shape}, not {weight.shape}")
         with np.errstate(over="ignore"):  # told below
-            converted: NDArray[np.floating] = np.ascontiguousarray(values, dtype=self._dtype)
+            converted: Array = np.ascontiguousarray(values, dtype=self._dtype)
         if self._half and np.isinf(converted).any():
             raise OverflowError(f"{name} has numbers that do not fit into float16: convert without --fp16")
         return converted
@@ -158,11 +161,11 @@ class Graph:
     def _bytes(self, weight: Weight) -> int:
         return weight.size * self._dtype.itemsize
 
-    def _constant(self, name: str, values: NDArray[np.int64] | NDArray[np.floating]) -> str:
+    def _constant(self, name: str, values: Array) -> str:
         self._constants[name] = values
         return name
 
 
-def _tensor(name: str, values: NDArray[np.int64] | NDArray[np.floating]) -> TensorProto:
+def _tensor(name: str, values: Array) -> TensorProto:
     kind = helper.np_dtype_to_tensor_dtype(values.dtype)
     return TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())

@@ -10,7 +10,7 @@ _MASKED = -10000.0  # what the original adds to the scores of padding
 
 
 def text_tower(weights: Weights, architecture: Architecture, *, half: bool) -> Graph:
-    """Return the graph of `text` int64 [batch, sequence] → `embedding` float32 [batch, D].
+    """Return the graph of `text` int32 [batch, sequence] → `embedding` float32 [batch, D].
 
     Zeros are padding, and make no difference: a sequence may be as short as its text, and at most 52 tokens.
     """
@@ -29,7 +29,7 @@ def text_tower(weights: Weights, architecture: Architecture, *, half: bool) -> G
 
 def _attention_mask(graph: Graph, tokens: str) -> str:
     """Return what is added to scores: [batch, 1, 1, sequence], 0 for tokens and -10000 for padding."""
-    is_token = graph.op("Not", graph.op("Equal", tokens, graph.integer(0)))
+    is_token = graph.op("Not", graph.op("Equal", tokens, graph.token(0)))
     attended = graph.op("Unsqueeze", graph.to_integer(is_token), graph.integers(1))
     attended = graph.cast(graph.op("Unsqueeze", attended, graph.integers(2)))
     return graph.op("Mul", graph.op("Sub", graph.number(1.0), attended), graph.number(_MASKED))
