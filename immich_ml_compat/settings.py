@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     model_source: Literal["huggingface", "modelscope"] = "huggingface"
     """The hub that is asked first for a model that several have; the others are asked where it fails."""
 
+    clip_download_root: Path | None = None
+    """A folder with official Chinese-CLIP checkpoints, which are converted from there instead of downloaded."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run: `auto` is the GPU where the installed ONNX Runtime can use one."""
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx.tools import update_model_dims
 
-from immich_ml_compat.catalog import IMMICH_NAMES
+from immich_ml_compat.catalog import NAMES
 from immich_ml_compat.cli import main
 from immich_ml_compat.downloads import downloader
 from immich_ml_compat.downloads.huggingface import HuggingFace
@@ -67,7 +67,7 @@ def test_list(run: Run, store: ModelStore) -> None:
 
 def test_list_all(run: Run) -> None:
     _, output, _ = run("list", "--all")
-    assert {line.split()[1] for line in output.splitlines()[1:]} == set().union(*IMMICH_NAMES.values())
+    assert {line.split()[1] for line in output.splitlines()[1:]} == set().union(*NAMES.values())
     assert len(run("list", "--all", "--task", "facial-recognition")[1].splitlines()) == 1 + 4
 
 
@@ -125,7 +125,9 @@ def test_verify_finds_what_changed_and_what_is_gone(run: Run, store: ModelStore)
     (folder / "notes.txt").write_bytes(b"mine")
     code, output, _ = run("verify", NAME)
     assert code == 1
-    assert re.search(rf"{GRAPH}: WRONG SUM \(has [0-9a-f]{{64}}, and http\S+ has [0-9a-f]{{64}}: damaged", output)
+    assert re.search(
+        rf"{GRAPH}: WRONG SUM \(has [0-9a-f]{{64}} instead of [0-9a-f]{{64}} \(from http\S+\): damaged", output
+    )
     assert "config.json: MISSING (downloaded from http" in output
     assert "notes.txt: not from a hub, nothing to compare with\n" in output
 

@@ -41,6 +41,7 @@ VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
     ("cache_folder", f"{P}CACHE_FOLDER", Path.home() / ".cache/immich_ml", ("/cache", Path("/cache")), __file__),
     ("model_aliases", f"{P}MODEL_ALIASES", {}, ('{"a":"b","c":"d"}', {"a": "b", "c": "d"}), "nope"),
     ("model_source", f"{P}MODEL_SOURCE", "huggingface", ("modelscope", "modelscope"), "github"),
+    ("clip_download_root", f"{P}CLIP_DOWNLOAD_ROOT", None, ("/models", Path("/models")), None),
     ("device", f"{P}DEVICE", "auto", ("cpu", "cpu"), "toaster"),
     ("device_ids", f"{P}DEVICE_IDS", (0,), ("1, 0", (1, 0)), "-1"),
     ("workers", f"{P}WORKERS", 1, ("2", 2), "0"),

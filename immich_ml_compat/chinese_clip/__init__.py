@@ -1,0 +1,1 @@
+"""Chinese-CLIP, from the official checkpoints."""
