@@ -7,7 +7,7 @@ sums under the checkpoint's address. What is made is the same each time, so it c
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -19,7 +19,7 @@ from ..store import CONFIG, GRAPH, ModelStore, expected_files
 from .failures import DownloadError, require_space
 from .files import RemoteFile
 from .installing import Installation
-from .manifest import MANIFEST, Manifest, describe, read_manifest
+from .manifest import MANIFEST, Manifest, ManifestFile, describe, read_manifest
 from .progress import Progress
 from .staging import Staging
 
@@ -72,7 +72,7 @@ class Conversion:
         self._name = name
         self._convert = converter
         self._folder = store.model_folder(task, name)
-        self._installation = Installation(self._folder, store.marker(task, name))
+        self._installation = Installation(self._folder, store.marker(task, name), store.partial(task, name))
 
     def bring(self, obtain: Obtain, damaged: ModelType | None = None, *, half: bool = False) -> None:
         """Make what the folder lacks, or the `damaged` tower as far as its files are not those that were made.
@@ -123,8 +123,9 @@ class Conversion:
                 progress.expect(self._name, size)
                 self._convert(checkpoint.path, self._name, folder, half=half, progress=progress.advance)
         except CheckpointError as error:
-            cause = str(error).replace(str(checkpoint.path), checkpoint.address).rstrip(".")
-            staging.discard(checkpoint.path)
+            cause = str(error).rstrip(".")
+            if staging.discard(checkpoint.path):
+                cause = cause.replace(str(checkpoint.path), checkpoint.address)
             raise DownloadError(
                 cause, "Another copy can be converted with `immich-ml-compat models convert`"
             ) from error
@@ -136,15 +137,17 @@ class Conversion:
         log.info("Converted %s/%s in %.1f s", self._task, self._name, time.monotonic() - start)
         return describe([RemoteFile(path, checkpoint.address) for path in paths], folder)
 
+    def _known(self) -> Mapping[str, ManifestFile]:
+        return (read_manifest(self._folder / MANIFEST) or Manifest()).files
+
     def _is_complete(self) -> bool:
-        known = read_manifest(self._folder / MANIFEST) or Manifest()
         missing = self._store.missing(self._task, self._name)
-        there = not missing and all((self._folder / path).exists() for path in known.files)
+        there = not missing and all((self._folder / path).exists() for path in self._known())
         return there and not self._installation.is_open
 
     def _made_from(self, kind: ModelType) -> str | None:
         """Return the address of the checkpoint where all of a tower is as it was made; otherwise None."""
-        known = (read_manifest(self._folder / MANIFEST) or Manifest()).files
+        known = self._known()
         scope = [path for path in {*known, *expected_files(self._task)} if _belongs(path, kind)]
         if all(path in known and known[path].is_at(self._folder / path) for path in scope):
             return known[f"{kind}/{GRAPH}"].address
@@ -169,15 +172,15 @@ class Conversion:
         return chosen, [path for path in chosen if not is_lacking(path)]  # weights whose graph is gone
 
     def _damaged(self, kind: ModelType, made: Manifest) -> _Choice:
-        """Choose what may keep a tower from loading: small files that lack, its graph and weights, or the others."""
+        """Choose what may keep a tower from loading: small files that lack, its graph and weights, else the others."""
         scope = {path: file for path, file in made.files.items() if _belongs(path, kind)}
         wrong = [path for path, file in scope.items() if not file.is_at(self._folder / path)]
         if not wrong:
             raise self._cannot_run(next(iter(scope.values())).address)
-        lacking = [path for path in wrong if not (self._folder / path).exists()]
-        if lacking and all(_is_small(path) for path in lacking):
-            return lacking, []
-        chosen = [path for path in wrong if not _is_small(path)] or wrong
+        lacking = [path for path in wrong if _is_small(path) and not (self._folder / path).exists()]
+        if lacking and f"{kind}/{GRAPH}" not in self._known():
+            return lacking, []  # a person's own graph may be fine but for that
+        chosen = [*lacking, *(path for path in wrong if not _is_small(path))] or wrong
         return chosen, chosen
 
     def _cannot_run(self, address: str) -> ModelUnavailableError:

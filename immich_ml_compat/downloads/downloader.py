@@ -248,7 +248,8 @@ class Downloader:
         return self._hubs[name]
 
     def _installation(self, task: Task, name: str) -> Installation:
-        return Installation(self._store.model_folder(task, name), self._store.marker(task, name))
+        store = self._store
+        return Installation(store.model_folder(task, name), store.marker(task, name), store.partial(task, name))
 
     def _found(self, key: ModelKey) -> ModelFiles:
         if files := self._store.find(key):

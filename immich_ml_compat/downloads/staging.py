@@ -89,10 +89,11 @@ class Staging:
         self.made.mkdir()
         return self.made
 
-    def discard(self, path: Path) -> None:
-        """Drop a complete file that turned out to be of no use; a file from elsewhere stays."""
-        if path.is_relative_to(self.folder):
+    def discard(self, path: Path) -> bool:
+        """Drop a complete file that turned out to be of no use; tell whether it was one, and not from elsewhere."""
+        if mine := path.is_relative_to(self.folder):
             path.unlink()
+        return mine
 
     def _fill(self, hub: Hub, file: RemoteFile, part: Path, progress: Progress, patience: Patience) -> None:
         # Twice: what a former process or a bad connection left may be damaged. A hub that is wrong stays wrong.
