@@ -199,6 +199,13 @@ def test_a_sum_that_would_be_a_path_is_refused(
     assert not list(store.folder.parent.rglob("evil*"))
 
 
+def test_a_passing_refusal_of_modelscope_passes(make: Make, hub: TestHub, folder: Path) -> None:
+    hub.fault("/api/v1/models/", times=3, status=503)
+    make(first="modelscope").fetch(CHINESE_VISUAL)
+    assert tree(folder) == MADE
+    assert all("modelscope" in request.path.lower() for request in hub.requests)
+
+
 def test_a_repository_without_the_checkpoint(make: Make, hub: TestHub) -> None:
     del hub.repositories[HUGGINGFACE][CHECKPOINT], hub.modelscope[f"{MODELSCOPE}/resolve/master/{CHECKPOINT}"]
     line = failure(make())

@@ -380,3 +380,10 @@ def test_convert_on_a_full_disk(run: Run, store: ModelStore, own_file: Path, mon
     assert (code, output) == (1, "")
     assert f"{store.folder} is full (No space left on device: 0.2 MB needed, 0." in errors
     assert not tree(store.folder)
+
+
+@pytest.mark.usefixtures("converting")
+def test_convert_shows_a_bar_on_a_terminal(run: Run, own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    _, _, errors = run("convert", "cn-clip", "ViT-B-16", "--from", str(own_file))
+    assert re.search(rf"Converting {CHINESE}: +100%\|.* 200k/200k", errors), errors

@@ -122,6 +122,8 @@ class Conversion:
             with Progress(f"Converting {self._name}") as progress:
                 progress.expect(self._name, size)
                 self._convert(checkpoint.path, self._name, folder, half=half, progress=progress.advance)
+                files = [path for path in folder.rglob("*") if path.is_file()]
+                progress.expect(self._name, sum(path.stat().st_size for path in files))  # it was an estimate
         except CheckpointError as error:
             cause = str(error).rstrip(".")
             if staging.discard(checkpoint.path):
@@ -129,7 +131,6 @@ class Conversion:
             raise DownloadError(
                 cause, "Another copy can be converted with `immich-ml-compat models convert`"
             ) from error
-        files = [path for path in folder.rglob("*") if path.is_file()]
         for path in files:
             with path.open("rb") as content:
                 os.fsync(content.fileno())
