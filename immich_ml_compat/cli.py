@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="serve Immich's requests; settings come from the environment (see the README)")
     commands.add_parser("doctor", help="try out what this machine and installation can do")
-    _add_models(commands.add_parser("models", help="list, download, verify or remove the models in the cache folder"))
+    _add_models(commands.add_parser("models", help="manage the models in the cache folder"))
     _add_predict(commands.add_parser("predict", help="run models on one photo or text and print the answer"))
     return parser
 
@@ -79,5 +79,12 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     removing = actions.add_parser("remove", help="delete what was downloaded; your own files stay")
     removing.add_argument("names", nargs="+", metavar="NAME", help="a model's name")
     removing.add_argument("--yes", action="store_true", help="do not ask")
+    converting = actions.add_parser("convert", help="make a model from an official checkpoint of yours")
+    converting.add_argument("family", choices=("cn-clip",), help="Chinese-CLIP")
+    converting.add_argument("name", metavar="NAME", help="RN50, ViT-B-16, ViT-L-14, ViT-L-14-336 or ViT-H-14")
+    converting.add_argument(
+        "--from", dest="checkpoint", type=Path, required=True, metavar="FILE", help="such as clip_cn_vit-b-16.pt"
+    )
+    converting.add_argument("--fp16", action="store_true", help="in half precision: half the size")
     for action in (listing, downloading, verifying, removing):
         action.add_argument("--task", type=Task, choices=list(Task), help="only models of this task")

@@ -5,15 +5,20 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from .catalog import Task, clean_name
+from .catalog import CHINESE_CLIP_DIMENSIONS, Task, clean_name
 from .downloads import Downloader
 from .downloads.checking import State, check, files_in
+from .downloads.converting import own
+from .downloads.failures import DownloadError
 from .downloads.manifest import MANIFEST, Manifest, read_manifest
 from .downloads.sources import downloadable
 from .errors import ModelUnavailableError
 from .settings import ConfigurationError, Settings
 from .store import GRAPH, ModelStore
+
+_CHINESE_CLIP = "cn-clip_"
 
 Model = tuple[Task, str]
 
@@ -21,8 +26,15 @@ Model = tuple[Task, str]
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """Do what the options say and return the exit code."""
     store = ModelStore(settings.cache_folder)
-    command = _Command(store, Downloader(store, settings.model_source), options)
-    actions = {"list": command.show, "download": command.download, "verify": command.verify, "remove": command.remove}
+    downloader = Downloader(store, settings.model_source, checkpoints=settings.clip_download_root)
+    command = _Command(store, downloader, options)
+    actions = {
+        "list": command.show,
+        "download": command.download,
+        "convert": command.convert,
+        "verify": command.verify,
+        "remove": command.remove,
+    }
     return actions[options.action]()
 
 
@@ -52,8 +64,42 @@ class _Command:
                 print(error.detail, file=sys.stderr)
                 failed = 1
             else:
-                print(f"{task}/{name}: {self._state(task, name)}, {_megabytes(self._size(task, name))}")
+                self._print_state(task, name)
         return failed
+
+    def _print_state(self, task: Task, name: str) -> None:
+        print(f"{task}/{name}: {self._state(task, name)}, {_megabytes(self._size(task, name))}")
+
+    def convert(self) -> int:
+        name = _chinese_clip_name(self._options.name)
+        path = self._options.checkpoint
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from error
+        try:
+            with self._downloader.alone(Task.CLIP, name):
+                self._require_absence(name)
+                conversion = self._downloader.conversion(Task.CLIP, name)
+                conversion.bring(lambda _: own(path), half=self._options.fp16)
+        except ModelUnavailableError as error:
+            print(error.detail, file=sys.stderr)
+            return 1
+        except DownloadError as error:
+            print(error, file=sys.stderr)
+            return 1
+        self._print_state(Task.CLIP, name)
+        return 0
+
+    def _require_absence(self, name: str) -> None:
+        folder = self._store.model_folder(Task.CLIP, name)
+        # What is half in place is not there, and is put in place by what comes now.
+        if folder.exists() and not self._store.marker(Task.CLIP, name).exists():
+            raise ConfigurationError(
+                f"{folder} is there already and stays as it is. Remove it first, with `models remove {name}` where "
+                f"this program made it, or move it away"
+            )
 
     def verify(self) -> int:
         models = self._named(self._on_disk(), f"in {self._store.folder}") if self._options.names else self._on_disk()
@@ -122,7 +168,7 @@ class _Command:
         known = read_manifest(folder / MANIFEST)
         if known is not None and known.files:
             latest = max(known.files.values(), key=lambda file: file.date)
-            return f"{latest.address.split('/')[2]}, {latest.date:%Y-%m-%d}"
+            return f"{urlsplit(latest.address).netloc or 'own checkpoint'}, {latest.date:%Y-%m-%d}"
         if folder.is_dir():
             return "stock server or own"
         return "built in" if not self._store.missing(task, name) else "-"
@@ -161,6 +207,15 @@ class _Command:
                 raise ConfigurationError(f"{given} is not {what}. `models list --all` shows the names")
             found += matching
         return found
+
+
+def _chinese_clip_name(given: str) -> str:
+    """Return the model's name, which may be given without its family. Raises ConfigurationError."""
+    name = f"{_CHINESE_CLIP}{given.removeprefix(_CHINESE_CLIP)}"
+    if name not in CHINESE_CLIP_DIMENSIONS:
+        known = ", ".join(name.removeprefix(_CHINESE_CLIP) for name in CHINESE_CLIP_DIMENSIONS)
+        raise ConfigurationError(f"{given} is no Chinese-CLIP model. They are {known}")
+    return name
 
 
 def _confirmed(models: Iterable[Model]) -> bool:

@@ -55,7 +55,7 @@ class Service:
             raise ConfigurationError(f"MACHINE_LEARNING_DEVICE={settings.device}: {error}") from error
         budget = settings.memory_budget_mb
         retention = Retention(settings.model_ttl, settings.text_model_ttl, budget * _MEGABYTE if budget else None)
-        downloader = Downloader(store, settings.model_source)
+        downloader = Downloader(store, settings.model_source, checkpoints=settings.clip_download_root)
         self.models = Models(store, downloader, engine, loaders(settings.max_batch_size), retention)
 
     def answer(self, request: PredictRequest) -> Answer:

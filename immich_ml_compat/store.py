@@ -160,8 +160,12 @@ class ModelStore:
         packaged = {f"{key.type}/{GRAPH}" for key in self._embedded if (key.task, key.name) == (task, name)}
         if task == Task.CLIP:
             packaged |= small_paths(name)
-        expected = _CLIP_FILES if task == Task.CLIP else _PAIR_FILES
-        return [path for path in expected if path not in packaged and not (folder / path).is_file()]
+        return [path for path in expected_files(task) if path not in packaged and not (folder / path).is_file()]
+
+
+def expected_files(task: Task) -> tuple[str, ...]:
+    """Return the files that every model of a task has."""
+    return _CLIP_FILES if task == Task.CLIP else _PAIR_FILES
 
 
 def _embedded_graphs() -> dict[ModelKey, Path]:

@@ -1,6 +1,6 @@
-"""Fetches the test's model in a process of its own, which tests stop at will.
+"""Fetches a model of the test in a process of its own, which tests stop at will.
 
-    python -m tests.downloading_process <hub> <cache folder> <lease in seconds> [<moment>]
+    python -m tests.downloading_process <hub> <cache folder> <lease in seconds> <model> [<moment>]
 
 With a moment it kills itself there, as a power cut would.
 """
@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from immich_ml_compat.catalog import ModelType, Task
 from immich_ml_compat.downloads import Downloader, installing
+from immich_ml_compat.downloads.converting import Conversion, Convert
 from immich_ml_compat.downloads.huggingface import HuggingFace
 from immich_ml_compat.downloads.installing import Installation
-from immich_ml_compat.store import ModelStore
+from immich_ml_compat.store import ModelKey, ModelStore
 
-from .downloading import AT_ONCE, VISUAL
+from .converting import convert, convert_and_die
+from .downloading import AT_ONCE
 
 
 def die(*_: Any, **__: Any) -> Any:
@@ -55,11 +58,23 @@ MOMENTS: dict[str, Any] = {
     "half a file copied": lambda: move_one_by_one(half_a_file),
 }
 
+converters: dict[str, Convert] = {"test": convert}
+
+CONVERSION_MOMENTS: dict[str, Any] = {
+    "checkpoint staged": patch.object(Conversion, "_make", die).start,
+    "half converted": patch.dict(converters, test=convert_and_die).start,
+}
+"""Those that only models have that are made here."""
+
 
 if __name__ == "__main__":
-    hub, cache, lease = sys.argv[1:4]
-    if sys.argv[4:]:
-        MOMENTS[sys.argv[4]]()
+    hub, cache, lease, model = sys.argv[1:5]
+    if sys.argv[5:]:
+        (MOMENTS | CONVERSION_MOMENTS)[sys.argv[5]]()
     Downloader(
-        ModelStore(Path(cache)), hubs={"huggingface": lambda: HuggingFace(hub)}, patience=AT_ONCE, lease_s=float(lease)
-    ).fetch(VISUAL)
+        ModelStore(Path(cache)),
+        hubs={"huggingface": lambda: HuggingFace(hub)},
+        converter=converters["test"],
+        patience=AT_ONCE,
+        lease_s=float(lease),
+    ).fetch(ModelKey(Task.CLIP, model, ModelType.VISUAL))

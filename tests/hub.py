@@ -1,6 +1,6 @@
 """A hub of models on 127.0.0.1: as much of Hugging Face and of ModelScope as their clients use, and faults at will.
 
-Files whose names end in `.onnx` are in LFS, and are redirected to another host name, as on Hugging Face.
+Files whose names end in `.onnx` or `.pt` are in LFS, and are redirected to another host name, as on Hugging Face.
 """
 
 import hashlib
@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
 _PIECE = 4096
 _WAIT_S = 60
+_LFS = (".onnx", ".pt")
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Request:
         """Whether a file's content was asked for, and not where it is."""
         if self.path.startswith(("/cdn/", "/models/")):
             return True
-        return "/resolve/" in self.path and not self.path.endswith(".onnx")
+        return "/resolve/" in self.path and not self.path.endswith(_LFS)
 
     @property
     def first_byte(self) -> int:
@@ -77,6 +78,8 @@ class TestHub:
         """Hugging Face: repository → file → content."""
         self.modelscope: dict[str, bytes] = {}
         """ModelScope: `<repository>/resolve/<revision>/<file>` → content."""
+        self.sums = True
+        """Whether ModelScope's list has sums."""
         self.token: str | None = None
         """Needed to read anything on Hugging Face, if there is one."""
         self.ranges = True
@@ -122,7 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(
             Request(self.command, path, {name.lower(): value for name, value in self.headers.items()})
         )
-        if path.startswith("/api/models/"):
+        if path.startswith("/api/v1/models/"):
+            self._list_modelscope(path)
+        elif path.startswith("/api/models/"):
             self._list(path)
         else:
             self._resolve(path)
@@ -144,6 +149,25 @@ class _Handler(BaseHTTPRequestHandler):
         body = {"id": path, "modelId": path, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
         return self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
+    def _list_modelscope(self, path: str) -> None:
+        fault = self.hub.take_fault(path)
+        if fault is not None and fault.status:
+            return self._answer(fault.status, b"{}", fault.headers)
+        query = parse_qs(urlsplit(self.path).query)
+        found = re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo/files", path)
+        start = f"{found[1]}/resolve/{query['Revision'][0]}/" if found else "nothing"
+        files = {name.removeprefix(start): it for name, it in self.hub.modelscope.items() if name.startswith(start)}
+        if not files:
+            return self._answer(404, b'{"Code":10010205001,"Message":"not found","Success":false}')
+        if query["Recursive"] != ["true"]:
+            files = {name: content for name, content in files.items() if "/" not in name}
+        entries: list[dict[str, Any]] = [{"Path": "assets", "Name": "assets", "Size": 0, "Type": "tree", "Sha256": ""}]
+        for name, content in files.items():
+            entry = {"Path": name, "Name": name.rpartition("/")[2], "Size": len(content), "Type": "blob"}
+            entries.append(entry | ({"Sha256": hashlib.sha256(content).hexdigest()} if self.hub.sums else {}))
+        body = {"Code": 200, "Data": {"Files": entries, "IsVisual": 0}, "Message": "success", "Success": True}
+        return self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
     def _resolve(self, path: str) -> None:
         if path.startswith("/models/"):
             content = self.hub.modelscope.get(path.removeprefix("/models/"))
@@ -156,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
             assert "authorization" not in self.headers, "a token went to another host"
         elif self._is_refused():
             return self._answer(401, b"{}")
-        elif path.endswith(".onnx"):
+        elif path.endswith(_LFS):
             return self._answer(302, b"", {"Location": f"http://localhost:{self.hub.port}/cdn{path}"})
         return self._send(path, content)
 
@@ -218,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
 def _sibling(name: str, content: bytes) -> dict[str, Any]:
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
-    if name.endswith(".onnx"):
+    if name.endswith(_LFS):
         sha256 = hashlib.sha256(content).hexdigest()
         entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 130}
     return entry

@@ -15,8 +15,9 @@ from immich_ml_compat.catalog import Task
 from immich_ml_compat.downloads.manifest import MANIFEST, read_manifest
 from immich_ml_compat.store import ModelStore
 
+from .converting import CHECKPOINT, CHINESE, CHINESE_VISUAL, HUGGINGFACE, checkpoint, convert, made_of
 from .downloading import GRAPH, NAME, TEXTUAL, VISUAL, Make, contents, published, tree
-from .downloading_process import MOMENTS
+from .downloading_process import CONVERSION_MOMENTS, MOMENTS
 from .hub import TestHub
 
 ROOT = Path(__file__).parents[1]
@@ -26,9 +27,10 @@ SHORT_LEASE_S = 1.0  # for a test that waits until it is over
 
 @contextmanager
 def downloading(
-    hub: TestHub, store: ModelStore, *moment: str, lease_s: float = LEASE_S
+    hub: TestHub, store: ModelStore, *moment: str, lease_s: float = LEASE_S, name: str = NAME
 ) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "tests.downloading_process", hub.url, str(store.folder), str(lease_s), *moment]
+    words = [hub.url, str(store.folder), str(lease_s), name, *moment]
+    command = [sys.executable, "-m", "tests.downloading_process", *words]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
         try:
             yield process
@@ -133,3 +135,37 @@ def test_a_process_that_slept_while_another_took_over_harms_nothing(
         os.kill(process.pid, signal.SIGCONT)
         assert process.wait(60) == 0  # it finds what the other one downloaded
     assert before == tree(store.folder / "clip" / NAME) == published(contents())
+
+
+# --- models that are made here of a checkpoint -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", [*CONVERSION_MOMENTS, *MOMENTS])
+def test_a_kill_while_a_model_is_made_leaves_it_whole_or_not_there(
+    make: Make, store: ModelStore, hub: TestHub, moment: str
+) -> None:
+    hub.repositories[HUGGINGFACE] = {CHECKPOINT: checkpoint()}
+    with downloading(hub, store, moment, name=CHINESE) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    folder = store.folder / "clip" / CHINESE
+    assert store.find(CHINESE_VISUAL) is None or tree(folder) == made_of(checkpoint())
+    hub.requests.clear()
+    make(converter=convert).fetch(CHINESE_VISUAL)
+    assert tree(folder) == made_of(checkpoint())
+    recorded = read_manifest(folder / MANIFEST)
+    assert recorded is not None
+    assert set(recorded.files) == set(made_of(checkpoint()))
+    assert [path.name for path in (store.folder / ".partial/clip").iterdir()] == []
+    assert hub.downloads() == []
+
+
+def test_two_processes_download_and_convert_once(store: ModelStore, hub: TestHub) -> None:
+    hub.repositories[HUGGINGFACE] = {CHECKPOINT: checkpoint()}
+    fault = hub.fault(CHECKPOINT, hold_at=100_000)
+    with downloading(hub, store, name=CHINESE) as first, downloading(hub, store, name=CHINESE) as second:
+        assert fault.reached.wait(60)
+        fault.release.set()
+        codes = [process.wait(60) for process in (first, second)]
+    assert codes == [0, 0]
+    assert len(hub.downloads()) == 1
+    assert tree(store.folder / "clip" / CHINESE) == made_of(checkpoint())

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import onnx
 import pytest
 from onnx.tools import update_model_dims
 
-from immich_ml_compat.catalog import IMMICH_NAMES
+from immich_ml_compat.catalog import NAMES
+from immich_ml_compat.chinese_clip import conversion
 from immich_ml_compat.cli import main
 from immich_ml_compat.downloads import downloader
 from immich_ml_compat.downloads.huggingface import HuggingFace
 from immich_ml_compat.store import ModelStore
 
+from .converting import CHECKPOINT, CHINESE, HUGGINGFACE, checkpoint, convert, made_of
 from .downloading import GRAPH, NAME, contents, published, tree
 from .hub import TestHub
 from .oracles import packaged
@@ -67,7 +70,7 @@ def test_list(run: Run, store: ModelStore) -> None:
 
 def test_list_all(run: Run) -> None:
     _, output, _ = run("list", "--all")
-    assert {line.split()[1] for line in output.splitlines()[1:]} == set().union(*IMMICH_NAMES.values())
+    assert {line.split()[1] for line in output.splitlines()[1:]} == set().union(*NAMES.values())
     assert len(run("list", "--all", "--task", "facial-recognition")[1].splitlines()) == 1 + 4
 
 
@@ -125,7 +128,9 @@ def test_verify_finds_what_changed_and_what_is_gone(run: Run, store: ModelStore)
     (folder / "notes.txt").write_bytes(b"mine")
     code, output, _ = run("verify", NAME)
     assert code == 1
-    assert re.search(rf"{GRAPH}: WRONG SUM \(has [0-9a-f]{{64}}, and http\S+ has [0-9a-f]{{64}}: damaged", output)
+    assert re.search(
+        rf"{GRAPH}: WRONG SUM \(has [0-9a-f]{{64}} instead of [0-9a-f]{{64}} \(from http\S+\): damaged", output
+    )
     assert "config.json: MISSING (downloaded from http" in output
     assert "notes.txt: not from a hub, nothing to compare with\n" in output
 
@@ -281,3 +286,104 @@ def test_a_terminal_gets_a_bar(hub: TestHub, store: ModelStore) -> None:
     os.close(ours)
     assert run.returncode == 0
     assert re.search(rf"{NAME}: +100%", shown.decode())
+
+
+# --- models that are made here of a checkpoint -----------------------------------------------------------------
+
+
+@pytest.fixture
+def converting(monkeypatch: pytest.MonkeyPatch, hub: TestHub) -> None:
+    """Have the test's checkpoint on the hub, and its converter."""
+    monkeypatch.setattr(conversion, "convert", convert)
+    hub.repositories[HUGGINGFACE] = {CHECKPOINT: checkpoint()}
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    (tmp_path / CHECKPOINT).write_bytes(checkpoint())
+    return tmp_path / CHECKPOINT
+
+
+@pytest.mark.usefixtures("converting")
+def test_a_chinese_model_is_downloaded_listed_verified_and_removed(run: Run, store: ModelStore, hub: TestHub) -> None:
+    assert run("list", "--all")[1].count("cn-clip_") == 5
+    assert run("download", CHINESE)[:2] == (0, f"clip/{CHINESE}: complete, 0.2 MB\n")
+    assert re.search(rf"clip +{CHINESE} +0\.2 MB +127\.0\.0\.1:\d+, \S+ +complete", run("list")[1])
+    hub.requests.clear()
+    assert run("verify", CHINESE)[1].count(": ok\n") == len(made_of(checkpoint()))
+    assert hub.requests == []
+    assert run("remove", CHINESE, "--yes")[:2] == (0, f"clip/{CHINESE}: 0.2 MB freed\n")
+    assert not (store.folder / "clip" / CHINESE).exists()
+
+
+@pytest.mark.usefixtures("converting")
+@pytest.mark.parametrize("given", ["ViT-B-16", CHINESE])
+@pytest.mark.parametrize("half", [False, True])
+def test_convert(run: Run, store: ModelStore, hub: TestHub, own_file: Path, given: str, half: bool) -> None:
+    code, output, errors = run("convert", "cn-clip", given, "--from", str(own_file), *["--fp16"] * half)
+    assert (code, output, errors) == (0, f"clip/{CHINESE}: complete, 0.{1 if half else 2} MB\n", "")
+    assert tree(store.folder / "clip" / CHINESE) == made_of(checkpoint(), half=half)
+    assert own_file.read_bytes() == checkpoint()
+    assert hub.requests == []
+    assert re.search(rf"clip +{CHINESE} .* own checkpoint, \d{{4}}-\d\d-\d\d +complete", run("list")[1])
+    assert run("verify", CHINESE)[0] == 0
+    (store.folder / "clip" / CHINESE / GRAPH).write_bytes(b"damaged")
+    assert f"(from {own_file.as_uri()}): damaged" in run("verify", CHINESE)[1]
+    assert run("remove", CHINESE, "--yes")[0] == 0
+
+
+@pytest.mark.usefixtures("converting")
+def test_convert_leaves_a_model_that_is_there(run: Run, store: ModelStore, own_file: Path) -> None:
+    words = ("convert", "cn-clip", "ViT-B-16", "--from", str(own_file))
+    assert run(*words)[0] == 0
+    before = tree(store.folder / "clip" / CHINESE)
+    code, output, errors = run(*words, "--fp16")
+    assert (code, output) == (2, "")
+    assert errors.startswith(f"{store.folder}/clip/{CHINESE} is there already and stays as it is. Remove it first")
+    assert errors.count("\n") == 1
+    assert tree(store.folder / "clip" / CHINESE) == before
+    assert run("remove", CHINESE, "--yes")[0] == 0
+    assert run(*words, "--fp16")[0] == 0
+
+
+@pytest.mark.usefixtures("converting")
+def test_convert_of_what_is_no_checkpoint(run: Run, store: ModelStore, own_file: Path) -> None:
+    own_file.write_bytes(b"no weights")
+    code, output, errors = run("convert", "cn-clip", "ViT-B-16", "--from", str(own_file))
+    assert (code, output) == (1, "")
+    expected = f"{own_file} is not a checkpoint of {CHINESE} (no weights). Use the official file"
+    assert errors == f"{expected}\n"
+    assert not tree(store.folder)
+
+
+@pytest.mark.usefixtures("converting")
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("ViT-B-32", CHECKPOINT, "ViT-B-32 is no Chinese-CLIP model. They are RN50, ViT-B-16, ViT-L-14, ViT-L-14-336,"),
+        ("../RN50", CHECKPOINT, "../RN50 is no Chinese-CLIP model."),
+        ("RN50", "nowhere.pt", "nowhere.pt: cannot be read (No such file or directory)\n"),
+        ("RN50", ".", ": cannot be read (Is a directory)\n"),
+    ],
+)
+def test_convert_used_wrongly(run: Run, own_file: Path, name: str, file: str, message: str) -> None:
+    code, output, errors = run("convert", "cn-clip", name, "--from", str(own_file.parent / file))
+    assert (code, output) == (2, "")
+    assert message in errors
+
+
+@pytest.mark.usefixtures("converting")
+def test_convert_on_a_full_disk(run: Run, store: ModelStore, own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(own_file)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=150_000))
+    code, output, errors = run("convert", "cn-clip", "ViT-B-16", "--from", str(own_file))
+    assert (code, output) == (1, "")
+    assert f"{store.folder} is full (No space left on device: 0.2 MB needed, 0." in errors
+    assert not tree(store.folder)
+
+
+@pytest.mark.usefixtures("converting")
+def test_convert_shows_a_bar_on_a_terminal(run: Run, own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    _, _, errors = run("convert", "cn-clip", "ViT-B-16", "--from", str(own_file))
+    assert re.search(rf"Converting {CHINESE}: +100%\|.* 200k/200k", errors), errors

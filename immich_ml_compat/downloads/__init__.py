@@ -4,6 +4,7 @@ sources.toml  sources.py       which hub has which model, under which address an
 huggingface.py  modelscope.py  the hubs, over hub.py and transfer.py (resumed HTTP)
 staging.py                     where files lie until they are complete and checked
 manifest.py  installing.py     what was downloaded; how it gets into a model's folder
+converting.py                  models that are made here from an official checkpoint
 downloader.py                  all of it together, one process at a time
 checking.py  batch_axis.py     sums of what is on disk, for `models verify`
 """

@@ -12,7 +12,7 @@ from .batch_axis import is_published_but_for_batch_axis
 from .downloader import Downloader
 from .files import RemoteFile, sha256_of
 from .manifest import MANIFEST, Manifest, ManifestFile, read_manifest
-from .sources import sources
+from .sources import checkpoint_name, sources
 
 _FACE_RECOGNISER = f"{ModelType.RECOGNITION}/{GRAPH}"
 
@@ -60,7 +60,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def _published(downloader: Downloader, task: Task, name: str) -> tuple[Mapping[str, RemoteFile], str]:
-    if not sources(task, name):
+    if not sources(task, name) or checkpoint_name(task, name):
         return {}, ""
     try:
         return {file.path: file for file in downloader.published(task, name)}, ""
@@ -97,5 +97,6 @@ def _differing(folder: Path, task: Task, path: str, sha256: str | None, address:
     rewritten = task == Task.FACES and path == _FACE_RECOGNISER and sha256 is not None
     if rewritten and is_published_but_for_batch_axis((folder / path).read_bytes(), sha256 or ""):
         return Finding(path, State.STOCK)
-    note = f"has {sha256_of(folder / path)}, and {address} has {sha256 or 'another'}: damaged, or another version"
+    expected = f"{sha256 or 'another'} (from {address})"
+    note = f"has {sha256_of(folder / path)} instead of {expected}: damaged, or another version"
     return Finding(path, State.WRONG, note)

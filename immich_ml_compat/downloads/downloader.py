@@ -4,20 +4,21 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
-
-from ..catalog import EMBEDDED_OCR, Task
+from ..catalog import EMBEDDED_OCR, ModelType, Task
 from ..errors import ModelUnavailableError
 from ..settings import PREFIX
 from ..store import CONFIG, GRAPH, ModelFiles, ModelKey, ModelStore
-from .failures import DISK_FULL, DownloadError, Patience, explain_disk
+from .converting import Checkpoint, Conversion, Convert, Obtain, convert
+from .failures import DownloadError, Patience, explain_disk, require_space
 from .files import RemoteFile
 from .hub import Hub
 from .installing import Installation
+from .locking import alone
 from .manifest import describe
 from .progress import Progress
-from .sources import HubName, Source, sources
+from .sources import HubName, Source, checkpoint_name, sources
 from .staging import Staging
 
 log = logging.getLogger(__name__)
@@ -54,19 +55,24 @@ class Downloader:
         store: ModelStore,
         first: HubName = "huggingface",
         *,
+        checkpoints: Path | None = None,
         hubs: Mapping[HubName, HubFactory] = HUBS,
+        converter: Convert = convert,
         patience: Patience = Patience(),  # noqa: B008 (it is immutable)
         lease_s: float = _LEASE_S,
         pause_s: float = _PAUSE_S,
     ) -> None:
         """`first` is asked before other hubs that have a model.
 
+        Official checkpoints that lie in the folder `checkpoints` are converted from there, not downloaded.
         After `lease_s` seconds without a sign of life another process takes a download over; all processes on
         a folder must have the same. For `pause_s` seconds after a failure the same request fails at once.
         """
         self._store = store
         self._first = first
+        self._checkpoints = checkpoints
         self._factories = hubs
+        self._converter = converter
         self._hubs: dict[HubName, Hub] = {}
         self._patience = patience
         self._lease_s = lease_s
@@ -101,7 +107,10 @@ class Downloader:
             )
         with self.alone(key.task, key.name):
             self._installation(key.task, key.name).resume()
-            self._from_a_source(key.task, key.name, lambda hub, source: self._renew(hub, source, key))
+            if checkpoint := checkpoint_name(key.task, key.name):
+                self._make(key.task, key.name, checkpoint, key.type)
+            else:
+                self._from_a_source(key.task, key.name, lambda hub, source: self._renew(hub, source, key))
         return self._found(key)
 
     def download(self, task: Task, name: str) -> None:
@@ -119,11 +128,28 @@ class Downloader:
     @contextlib.contextmanager
     def alone(self, task: Task, name: str) -> Iterator[None]:
         """Keep other processes from changing a model's folder meanwhile. Raises ModelUnavailableError."""
-        with self._failures_explained(task, name), self._alone(task, name):
+        lock = self._store.lock(task, name)
+        with self._failures_explained(task, name), alone(lock, self._lease_s, f"{task}/{name}"):
             yield
 
+    def conversion(self, task: Task, name: str) -> Conversion:
+        """Return what makes a model from a checkpoint, to be used while `alone`."""
+        return Conversion(self._store, task, name, self._converter)
+
     def _complete(self, task: Task, name: str) -> None:
-        self._from_a_source(task, name, lambda hub, source: self._add_missing(hub, source, task, name))
+        if checkpoint := checkpoint_name(task, name):
+            self._make(task, name, checkpoint)
+        else:
+            self._from_a_source(task, name, lambda hub, source: self._add_missing(hub, source, task, name))
+
+    def _make(self, task: Task, name: str, checkpoint: str, damaged: ModelType | None = None) -> None:
+        """Make what a model lacks, or a damaged tower, from a person's own checkpoint or a hub's."""
+        conversion = self.conversion(task, name)
+        own = self._checkpoints / checkpoint if self._checkpoints else None
+        if own is None or not conversion.bring_from_own(own, damaged):
+            self._from_a_source(
+                task, name, lambda hub, source: conversion.bring(self._checkpoint(hub, source, name), damaged)
+            )
 
     def _add_missing(self, hub: Hub, source: Source, task: Task, name: str) -> None:
         installation = self._installation(task, name)
@@ -159,26 +185,32 @@ class Downloader:
             return
         start = time.monotonic()
         log.info("Downloading %s/%s from %s: %d files", task, name, hub.address(source), len(files))
-        staging = Staging(self._store.partial(task, name))
-        try:
-            with Progress(name) as progress:
-                for file in files:
-                    if file.size is not None:
-                        progress.expect(file.path, file.size)
-                for file in files:
-                    staging.obtain(hub, file, progress, self._patience)
+        with Staging(self._store.partial(task, name)) as staging:
+            self._obtain(hub, files, staging, name)
             paths = [file.path for file in files]
-            staging.keep_only(paths)
             installation.install(staging.folder, describe(files, staging.folder), paths if replacing else ())
-        except DownloadError:
-            staging.remove_if_empty()
-            raise
-        except OSError as error:
-            if error.errno in DISK_FULL:
-                staging.remove()  # a full disk hurts more than a download that begins anew
-            raise
-        staging.remove()
         log.info("Downloaded %s/%s in %.1f s", task, name, time.monotonic() - start)
+
+    def _obtain(self, hub: Hub, files: list[RemoteFile], staging: Staging, name: str) -> None:
+        """Have the files, and no others, in the staging area."""
+        with Progress(name) as progress:
+            for file in files:
+                if file.size is not None:
+                    progress.expect(file.path, file.size)
+            for file in files:
+                staging.obtain(hub, file, progress, self._patience)
+        staging.keep_only([file.path for file in files])
+
+    def _checkpoint(self, hub: Hub, source: Source, name: str) -> Obtain:
+        def obtain(staging: Staging) -> Checkpoint:
+            (file,) = self._list(hub, source)
+            log.info("Downloading %s from %s", file.path, hub.address(source))
+            # What is made of it is about as large.
+            require_space(staging.folder, staging.lacking(file) + (file.size or 0))
+            self._obtain(hub, [file], staging, name)
+            return Checkpoint(staging.folder / file.path, file.url)
+
+        return obtain
 
     def _list(self, hub: Hub, source: Source) -> list[RemoteFile]:
         failures = 0
@@ -216,7 +248,8 @@ class Downloader:
         return self._hubs[name]
 
     def _installation(self, task: Task, name: str) -> Installation:
-        return Installation(self._store.model_folder(task, name), self._store.marker(task, name))
+        store = self._store
+        return Installation(store.model_folder(task, name), store.marker(task, name), store.partial(task, name))
 
     def _found(self, key: ModelKey) -> ModelFiles:
         if files := self._store.find(key):
@@ -226,21 +259,6 @@ class Downloader:
         )
 
     @contextlib.contextmanager
-    def _alone(self, task: Task, name: str) -> Iterator[None]:
-        path = self._store.lock(task, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lease = SoftFileLease(path, lease_duration=self._lease_s)
-        try:
-            lease.acquire(timeout=0)
-        except Timeout:
-            log.info("Waiting for another download of %s/%s", task, name)
-            lease.acquire(poll_interval=min(0.2, self._lease_s / 10))
-        try:
-            yield
-        finally:
-            lease.release()
-
-    @contextlib.contextmanager
     def _failures_explained(self, task: Task, name: str) -> Iterator[None]:
         """Turn failures of the disk into an error that says what to do, and remember every failure for a while."""
         try:
@@ -248,7 +266,7 @@ class Downloader:
                 yield
             except OSError as error:
                 raise ModelUnavailableError(
-                    f"Model '{name}' could not be downloaded: {explain_disk(error, self._store.folder)}."
+                    f"Model '{name}' could not be stored: {explain_disk(error, self._store.folder)}."
                     f"{_alias_hint(task, name)}"
                 ) from error
         except ModelUnavailableError as error:

@@ -1,6 +1,8 @@
 """Why a download failed, in one line that says what to do, and how long to go on trying."""
 
 import errno
+import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,15 @@ class Patience:
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise OSError where a folder's disk has not as many bytes free."""
+    # Better said at once than after an hour, with the disk full for everybody else too.
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        detail = f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {detail}", str(folder))
 
 
 def explain_disk(error: OSError, cache: Path) -> str:

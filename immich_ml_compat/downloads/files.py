@@ -1,6 +1,7 @@
 """One file of a model on a hub, and the sums by which a copy is known to be the same."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,10 +27,13 @@ class RemoteFile:
     """Git's name for the content; hubs have it for small files that are not in LFS."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a path that would leave the model's folder."""
+        """Raises ValueError for a path that would leave the model's folder, and for sums that are none."""
         path = PurePosixPath(self.path)
         if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in self.path:
             raise ValueError(f"{self.url}: {self.path!r} is no path inside a model's folder")
+        for known, digits in ((self.sha256, 64), (self.blob_sha1, 40)):
+            if known is not None and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", known):
+                raise ValueError(f"{self.url}: {known!r} is no sum")  # it would become a file name
 
     @property
     def identity(self) -> str:

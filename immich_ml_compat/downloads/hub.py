@@ -18,7 +18,9 @@ from .sources import Source
 # It tells of every request, redirects included, as news.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
-_TIMEOUT = httpx2.Timeout(30, connect=10)
+TIMEOUT = httpx2.Timeout(30, connect=10)
+"""For every request: seconds without an answer, and without a connection."""
+
 _WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -52,7 +54,7 @@ class Hub(ABC):
     def reach(self) -> None:
         """Ask for the hub's front page; any answer will do. Raises DownloadError."""
         with self.failures_explained(self.endpoint), self._client() as client:
-            client.head(self.endpoint, timeout=_TIMEOUT)
+            client.head(self.endpoint, timeout=TIMEOUT)
 
     @contextmanager
     def open(self, url: str, offset: int) -> Iterator[httpx2.Response]:
@@ -67,7 +69,7 @@ class Hub(ABC):
         with (
             self.failures_explained(url),
             self._client() as client,
-            client.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response,
+            client.stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as response,
         ):
             if response.is_error and not (offset and response.status_code == 416):
                 raise self.refusal(response)

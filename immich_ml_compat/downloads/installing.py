@@ -1,7 +1,8 @@
 """Getting checked files into a model's folder so that a kill at any moment leaves a whole model or none.
 
 A marker outside the folder names the files that are about to be put there. While it exists the store does
-not see the folder, and whoever comes next goes on from it. The manifest is written last, then the marker goes.
+not see the folder, and whoever comes next goes on from it. The manifest is written last; then go what is left
+in the staging area and the marker.
 """
 
 import contextlib
@@ -20,9 +21,11 @@ log = logging.getLogger(__name__)
 class Installation:
     """Puts files into one model's folder. Only one at a time may work on a folder."""
 
-    def __init__(self, folder: Path, marker: Path) -> None:
+    def __init__(self, folder: Path, marker: Path, partial: Path) -> None:
+        """`partial` is where files are staged, and has nothing of use any more once they are in place."""
         self.folder = folder
         self._marker = marker
+        self._partial = partial
 
     @property
     def is_open(self) -> bool:
@@ -70,6 +73,7 @@ class Installation:
             known = read_manifest(self.folder / MANIFEST) or Manifest()
             write_manifest(known.updated(plan), self.folder / MANIFEST)
         _sync(self.folder.parent)
+        shutil.rmtree(self._partial, ignore_errors=True)
         self._marker.unlink(missing_ok=True)
 
     def _move_whole(self, staged: Path) -> bool:

@@ -6,11 +6,28 @@ from contextlib import AbstractContextManager
 from urllib.parse import quote
 
 import httpx2
+from pydantic import BaseModel, Field, ValidationError
 
 from .failures import DownloadError
 from .files import RemoteFile
-from .hub import Hub
+from .hub import TIMEOUT, Hub
 from .sources import Source, modelscope_endpoint
+
+
+class _Entry(BaseModel):
+    path: str = Field(alias="Path")
+    size: int | None = Field(default=None, alias="Size", ge=0)
+    sha256: str | None = Field(default=None, alias="Sha256")
+
+
+class _Files(BaseModel):
+    files: list[_Entry] = Field(alias="Files")
+
+
+class _Listing(BaseModel):
+    """What the hub answers; `Code` and `Message` tell no more than the status does."""
+
+    data: _Files = Field(alias="Data")
 
 
 class ModelScope(Hub):
@@ -29,12 +46,41 @@ class ModelScope(Hub):
         return f"{self.endpoint}/models/{source.repository}"
 
     def files(self, source: Source) -> list[RemoteFile]:
-        """Return what a source's model consists of; `sources.toml` says it all. Raises DownloadError."""
+        """Return what a source's model consists of. Raises DownloadError.
+
+        Where `sources.toml` has the sum of every file, the hub is not asked.
+        """
         if not source.files:
             raise DownloadError(f"the files of {self.address(source)} are not known", "Report this to the project")
+        known = source.sha256 or {}
+        listed = {} if set(source.files.values()) <= known.keys() else self._listing(source)
         base = f"{self.address(source)}/resolve/{source.revision}"
-        sums = source.sha256 or {}
-        return [RemoteFile(path, f"{base}/{quote(name)}", sha256=sums.get(name)) for path, name in source.files.items()]
+        found = []
+        for path, name in source.files.items():
+            entry = listed.get(name)
+            if entry is None and name not in known:
+                raise DownloadError(f"{self.address(source)} has no {name}", "Report this to the project")
+            sha256 = known.get(name) or (entry.sha256.lower() if entry and entry.sha256 else None)
+            try:
+                found.append(RemoteFile(path, f"{base}/{quote(name)}", entry.size if entry else None, sha256))
+            except ValueError as error:
+                raise DownloadError(str(error), "Do not use this hub") from error
+        return found
+
+    def _listing(self, source: Source) -> dict[str, "_Entry"]:
+        """Ask the hub for its files, by path, as its own client does (`get_model_files`)."""
+        url = f"{self.endpoint}/api/v1/models/{source.repository}/repo/files"
+        query = {"Revision": source.revision, "Recursive": "true"}
+        with self.failures_explained(url), self._client() as client:
+            response = client.get(url, params=query, timeout=TIMEOUT, follow_redirects=True)
+        if response.is_error:
+            raise self.refusal(response)
+        try:
+            listing = _Listing.model_validate_json(response.content)
+        except ValidationError as error:
+            # What answers there is no ModelScope: a captive portal, a proxy's page.
+            raise DownloadError(f"{url} does not answer like ModelScope", "Check MODELSCOPE_DOMAIN") from error
+        return {entry.path: entry for entry in listing.data.files}
 
     def refusal(self, response: httpx2.Response) -> DownloadError:
         """Say what an error status means."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..catalog import IMMICH_NAMES, Task
 
 HubName = Literal["huggingface", "modelscope"]
+Converter = Literal["chinese-clip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,13 @@ class Source:
     """Patterns of files in the repository that are left out."""
 
     files: Mapping[str, str] | None = None
-    """File in the model's folder → file in the repository; None where the repository is the folder."""
+    """File in the model's folder → file in the repository; None where the repository is the folder.
+
+    Where the model is converted, the one file is the checkpoint, which never comes into the folder.
+    """
+
+    convert: Converter | None = None
+    """What makes the model's folder from the file; None where the files are the folder's own."""
 
     sha256: Mapping[str, str] | None = None
     """File in the repository → its sum, where it is known beforehand."""
@@ -41,6 +48,11 @@ def downloadable(task: Task) -> list[str]:
     return sorted(name for name in IMMICH_NAMES[task] | explicit if sources(task, name))
 
 
+def checkpoint_name(task: Task, name: str) -> str | None:
+    """Return the file name of the checkpoint that a model is made from; None where its own files are published."""
+    return next((path for source in sources(task, name) if source.convert for path in source.files or ()), None)
+
+
 def modelscope_endpoint() -> str:
     """Return ModelScope's own address."""
     return str(_table()["endpoint"]["modelscope"])
@@ -50,12 +62,14 @@ def _source(entry: Mapping[str, Any], task: Task, name: str) -> Source | None:
     models = entry.get("models")
     if entry["task"] != task or name not in (IMMICH_NAMES[task] if models is None else models):
         return None
+    repository = entry["repository"]
     return Source(
         hub=entry["hub"],
-        repository=entry["repository"].format(name=name),
+        repository=repository[name] if isinstance(repository, dict) else repository.format(name=name),
         revision=entry["revision"],
         ignore=tuple(entry.get("ignore", ())),
         files=None if models is None else models[name],
+        convert=entry.get("convert"),
         sha256=entry.get("sha256"),
     )
 

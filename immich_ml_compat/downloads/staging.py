@@ -11,8 +11,9 @@ import shutil
 import uuid
 from collections.abc import Collection
 from pathlib import Path
+from types import TracebackType
 
-from .failures import DownloadError, Patience
+from .failures import DISK_FULL, DownloadError, Patience
 from .files import RemoteFile
 from .hub import Hub
 from .progress import Progress
@@ -24,7 +25,11 @@ _PROCESS = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 class Staging:
-    """One model's files on their way, in this process."""
+    """One model's files on their way, in this process. As a context, it is gone where all went well.
+
+    Otherwise what came stays for the next try, unless the disk is full: that hurts more than a download that
+    begins anew.
+    """
 
     def __init__(self, root: Path) -> None:
         """Take over what earlier processes left under `root`. Raises OSError."""
@@ -33,11 +38,25 @@ class Staging:
         self._parts = own / "parts"
         self.folder = own / "model"
         """Complete files, each at its place in the model's folder."""
+        self.made = own / "made"
+        """What is made of them here, likewise; no later process takes it over."""
         for folder in (self._parts, self.folder):
             folder.mkdir(parents=True, exist_ok=True)
         for other in root.iterdir():
             if other != own:
                 self._adopt(other)
+
+    def __enter__(self) -> "Staging":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.made, ignore_errors=True)
+        nothing_came = isinstance(error, DownloadError) and not any(path.is_file() for path in self._root.rglob("*"))
+        disk_is_full = isinstance(error, OSError) and error.errno in DISK_FULL
+        if error is None or nothing_came or disk_is_full:
+            shutil.rmtree(self._root, ignore_errors=True)
 
     def obtain(self, hub: Hub, file: RemoteFile, progress: Progress, patience: Patience) -> None:
         """Have a complete, checked file in `folder`. Raises DownloadError, and OSError for what the disk refuses."""
@@ -57,14 +76,24 @@ class Staging:
             if path.is_file() and path.relative_to(self.folder).as_posix() not in files:
                 path.unlink()
 
-    def remove_if_empty(self) -> None:
-        """Leave nothing behind where nothing came."""
-        if not any(path.is_file() for path in self._root.rglob("*")):
-            self.remove()
+    def lacking(self, file: RemoteFile) -> int:
+        """Return the bytes of a file that have not come yet, as far as its size is known."""
+        part = self._parts / file.identity
+        if file.size is None or (self.folder / file.path).is_file():
+            return 0
+        return max(0, file.size - (part.stat().st_size if part.is_file() else 0))
 
-    def remove(self) -> None:
-        """Give the space back."""
-        shutil.rmtree(self._root, ignore_errors=True)
+    def clear_made(self) -> Path:
+        """Empty the folder `made`, and return it."""
+        shutil.rmtree(self.made, ignore_errors=True)
+        self.made.mkdir()
+        return self.made
+
+    def discard(self, path: Path) -> bool:
+        """Drop a complete file that turned out to be of no use; tell whether it was one, and not from elsewhere."""
+        if mine := path.is_relative_to(self.folder):
+            path.unlink()
+        return mine
 
     def _fill(self, hub: Hub, file: RemoteFile, part: Path, progress: Progress, patience: Patience) -> None:
         # Twice: what a former process or a bad connection left may be damaged. A hub that is wrong stays wrong.
@@ -82,7 +111,8 @@ class Staging:
         )
 
     def _adopt(self, other: Path) -> None:
-        for path in sorted(other.rglob("*")):
+        kept = [path for name in (self._parts.name, self.folder.name) for path in (other / name).rglob("*")]
+        for path in sorted(kept):
             place = self._root / _PROCESS / path.relative_to(other)
             if path.is_file() and not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,12 @@
 """One file over HTTP, resumed where it broke off."""
 
-import errno
 import logging
-import os
 import re
-import shutil
 from pathlib import Path
 
 import httpx2
 
-from .failures import DownloadError, Patience
+from .failures import DownloadError, Patience, require_space
 from .files import RemoteFile
 from .hub import Hub
 from .progress import Progress
@@ -49,7 +46,7 @@ def _append(hub: Hub, file: RemoteFile, part: Path, progress: Progress) -> None:
         expected = offset + int(length) if length else file.size
         if expected is not None:
             progress.expect(file.path, expected)
-            _require_space(part, expected - offset)
+            require_space(part.parent, expected - offset)
         with part.open("ab", buffering=0) as output:
             for chunk in response.iter_raw():
                 output.write(chunk)
@@ -76,14 +73,6 @@ def _start_over(part: Path, progress: Progress) -> int:
     progress.advance(-_size(part))
     part.unlink(missing_ok=True)
     return 0
-
-
-def _require_space(part: Path, needed: int) -> None:
-    # Better said at once than after an hour, with the disk full for everybody else too.
-    free = shutil.disk_usage(part.parent).free
-    if needed > free:
-        detail = f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {detail}", str(part))
 
 
 def _size(path: Path) -> int:
