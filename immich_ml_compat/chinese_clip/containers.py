@@ -221,11 +221,10 @@ def _stream(file: File) -> Contents:
             raise file.error("it is a pickle, but no checkpoint that torch.save wrote", OFFICIAL)
     _system, contents, keys = (_unpickled(file, unpickler) for _ in range(3))
     storages, extents = unpickler.storages, {}
-    if type(keys) is not list or len(keys) != len(storages) or not all(type(key) is str for key in keys):
+    is_list = type(keys) is list and all(type(key) is str for key in keys)
+    if not is_list or sorted(keys) != sorted(storages):
         raise file.error("its storages are not those its pickle names", _DAMAGED)
     for key in keys:
-        if key not in storages or key in extents:
-            raise file.error("its storages are not those its pickle names", _DAMAGED)
         length = int.from_bytes(file.read(8), "little") * ELEMENTS[storages[key].kind].itemsize
         _require_length(file, storages[key], length)
         extents[key] = Extent(file.tell(), length)

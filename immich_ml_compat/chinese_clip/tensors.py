@@ -33,7 +33,7 @@ class Storage:
     """A run of elements in the file, by the key it has there."""
 
     key: str
-    """Decimal digits."""
+    """Digits."""
 
     kind: str
     """A key of ELEMENTS."""
@@ -72,7 +72,7 @@ def storage_of(word: Any, kind: str, key: Any, location: Any, numel: Any, view: 
     # The devices that `location` names mean nothing here; `view` is what torch before 0.4 had.
     if word != "storage" or kind not in ELEMENTS or type(location) is not str or view is not None:
         raise ValueError("its pickle refers to something that is no storage")
-    if type(key) is not str or not (key.isascii() and key.isdigit()) or not is_count(numel):
+    if type(key) is not str or not key.isdecimal() or not is_count(numel):
         raise ValueError("its pickle refers to a storage that cannot be")
     return Storage(key, kind, numel)
 

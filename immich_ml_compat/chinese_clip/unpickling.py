@@ -162,7 +162,7 @@ class _Machine:
         call = CALLS.get(name.text) if type(name) is _Name else None
         if call is None or type(arguments) is not tuple:
             raise ValueError("its pickle calls what is no function")
-        self.push(call(*arguments[:10]))
+        self.push(call(*arguments))
 
     def persistent(self) -> None:
         """Push the storage that a persistent ID stands for."""
