@@ -8,7 +8,7 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 
 export MACHINE_LEARNING_CACHE_FOLDER ?= model_cache
 
-.PHONY: serve test soak bench lint format lock clean
+.PHONY: serve test soak bench bench-clip lint format lock clean
 
 serve: $(VENV)/.runtime
 	$(BIN)/immich-ml-compat serve
@@ -22,6 +22,9 @@ soak: $(VENV)/.runtime
 
 bench: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.processes
+
+bench-clip: $(VENV)/.oracles
+	$(BIN)/python -m benchmarks.chinese_clip
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

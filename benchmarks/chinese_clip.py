@@ -9,7 +9,6 @@ the decoded picture or the query's characters to the embedding.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.step:
         found = STEPS[options.step](f"cn-clip_{options.names[0]}", options.folder, options.half)
-        print(json.dumps(found | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        print(json.dumps(found | {"peak_mb": _status_mb("VmHWM")}))
         return
     print("| model | checkpoint | conversion, peak memory | on disk | memory, image + text | ms an image | ms a text |")
     print("|---|---|---|---|---|---|---|")
@@ -113,8 +112,13 @@ def _measure(embed: Callable[[], object]) -> dict[str, float]:
         start = time.perf_counter()
         embed()
         seconds.append(time.perf_counter() - start)
+    return {"ms": statistics.median(seconds[2:]) * 1000, "rss_mb": _status_mb("VmRSS")}
+
+
+def _status_mb(field: str) -> float:
+    """Return megabytes of this process's memory (Linux)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {"ms": statistics.median(seconds[2:]) * 1000, "rss_mb": int(status["VmRSS"].split()[0]) / 1024}
+    return int(status[field].split()[0]) / 1024
 
 
 STEPS: dict[str, Callable[[str, Path, bool], dict[str, float]]] = {

