@@ -91,7 +91,7 @@ def compare_ocr(answers: Sequence[tuple[Answer, Answer]]) -> Figure:
             if score < SURE:
                 continue
             total += 1
-            nearest = min(found, key=lambda line: float(np.hypot(*(line[0] - centre))), default=None)  # noqa: B023
+            nearest = min(found, key=lambda line: float(np.hypot(*(line[0] - centre))), default=None)
             equal += nearest is not None and nearest[1] == text
     share = equal / total if total else 0.0
     return Figure(f"OCR lines that score ≥ {SURE}, equal", total, f"{share:.1%}", "≥ 98 %", share >= 0.98)
@@ -111,4 +111,5 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _distance(face: Answer, other: Answer) -> float:
     """Return how far two boxes' edges are apart at most, in pixels."""
-    return max(abs(face["boundingBox"][edge] - other["boundingBox"][edge]) for edge in ("x1", "y1", "x2", "y2"))
+    ours, theirs = face["boundingBox"], other["boundingBox"]
+    return max(abs(float(ours[edge]) - float(theirs[edge])) for edge in ("x1", "y1", "x2", "y2"))

@@ -28,7 +28,7 @@ CONTENT_TYPE = f"multipart/form-data; boundary={_BOUNDARY}"
 
 def form(task: str, payload: bytes | str) -> bytes:
     """Return the body of a request: the entries of a task, then a photo or a query."""
-    start = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name='
+    start = f"--{_BOUNDARY}\r\nContent-Disposition: form-data; name="
     entries = json.dumps(ENTRIES[task], separators=(",", ":"))
     head = f'{start}"entries"\r\n\r\n{entries}\r\n{start}'
     if isinstance(payload, str):

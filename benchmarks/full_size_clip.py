@@ -34,14 +34,18 @@ def write_vit_b_32(cache: Path, name: str) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def image_tower() -> Graph:
-    """Build `image` float32 [1, 3, 224, 224] -> `embedding` float32 [1, 512], of unit length."""
-    graph, width = Graph(seed=32), VISION.width
+def image_tower(*, dynamic_batch: bool = False) -> Graph:
+    """Build `image` float32 [1, 3, 224, 224] -> `embedding` float32 [1, 512], of unit length; or with a free batch."""
+    graph, width = Graph(seed=32, dynamic_batch=dynamic_batch), VISION.width
     image = graph.input("image", TensorProto.FLOAT, 3, IMAGE_SIZE, IMAGE_SIZE)
     weight = graph.normal("visual.conv1.weight", (width, 3, PATCH, PATCH), (3 * PATCH**2) ** -0.5)
     patches = graph.op("Conv", image, weight, kernel_shape=[PATCH] * 2, strides=[PATCH] * 2)
     patches = graph.op("Transpose", graph.op("Reshape", patches, graph.integers(0, width, -1)), perm=[0, 2, 1])
-    x = graph.op("Concat", graph.normal("visual.class_embedding", (1, 1, width), 0.5), patches, axis=1)
+    token = graph.normal("visual.class_embedding", (1, 1, width), 0.5)
+    if dynamic_batch:
+        batch = graph.op("Slice", graph.op("Shape", image), graph.integers(0), graph.integers(1))
+        token = graph.op("Expand", token, graph.op("Concat", batch, graph.integers(1, width), axis=0))
+    x = graph.op("Concat", token, patches, axis=1)
     tokens = (IMAGE_SIZE // PATCH) ** 2 + 1
     x = graph.op("Add", x, graph.normal("visual.positional_embedding", (tokens, width), 0.5))
     x = layer_norm(graph, x, "visual.ln_pre", width, VISION.epsilon)

@@ -5,8 +5,28 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("onnxruntime", "openvino", "pillow", "opencv-python-headless", "numpy", "uvicorn", "insightface", "rapidocr")
-_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+_PACKAGES = (
+    "onnxruntime",
+    "openvino",
+    "pillow",
+    "opencv-python-headless",
+    "numpy",
+    "uvicorn",
+    "insightface",
+    "rapidocr",
+)
+_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+    "i8mm",
+)
 
 
 def describe() -> dict[str, object]:

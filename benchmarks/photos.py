@@ -28,7 +28,7 @@ _ENGLISH = (
     "him waves broke on rocks while gulls circled slowly over harbour nobody in village could remember a night when "
     "that warm yellow light had not been there invoice total amount due within thirty days account number reference "
     "delivery address signature date 2026 1,250.00 48.90 items quantity price"
-).split()
+)
 _CHINESE = (
     "老人每天傍晚都要登上灯塔在太阳落山之前点亮那盏大灯为远处海面上的船只指引方向海浪在他脚下的岩石上散开几只海鸥慢慢地飞过"
     "港口上空村里没有人记得哪一个夜晚看不见这一束温暖的黄色灯光电子发票编号日期金额合计收款单位地址咖啡早餐面包牛奶"
@@ -45,6 +45,8 @@ def _jpeg(image: Image.Image) -> bytes:
     image.save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
 
+
+_WORDS = _ENGLISH.split()
 
 Random = np.random.Generator
 
@@ -149,7 +151,7 @@ def _text(
 def _english(random: Random, letters: int) -> str:
     words: list[str] = []
     while sum(map(len, words)) + len(words) < letters:
-        words.append(_ENGLISH[random.integers(len(_ENGLISH))])
+        words.append(_WORDS[random.integers(len(_WORDS))])
     return " ".join(words)[:letters].strip().capitalize()
 
 

@@ -12,6 +12,7 @@ import selectors
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -66,10 +67,8 @@ class Connection:
 
     def send(self) -> bool:
         """Send what the socket takes; tell whether that was all."""
-        try:
+        with suppress(BlockingIOError):
             self._unsent = self._unsent[self.socket.send(self._unsent) :]
-        except BlockingIOError:
-            pass
         return not self._unsent
 
     def receive(self) -> bool:
@@ -148,19 +147,33 @@ class Replay:
         self._watched = watched
         self._connections = [Connection(port, stream) for stream in streams for _ in range(stream.in_flight)]
         self._selector = selectors.DefaultSelector()
-        self._cpu: dict[str, list[tuple[float, float]]] = {name: [] for name in (*watched, "replayer")}
+        self._cpu: dict[str, list[tuple[float, float]]] = {name: [] for name in (*watched, "replayer", "machine")}
 
     def run(self) -> dict[str, float]:
-        """Replay until the window has ended and the last answer has come; return cores used, by whom."""
+        """Replay until the window has ended and the last answer has come.
+
+        Returns how many cores were busy for each process watched, for this one, and for everybody ("machine").
+        """
         for connection in self._connections:
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
-        while self._window.end is None or any(connection.due is None for connection in self._connections):
-            self._begin_due()
-            for key, events in self._selector.select(self._patience()):
-                self._serve(key.data, events)
-        for connection in self._connections:
-            connection.socket.close()
+        try:
+            while self._window.end is None or self._close_idle():
+                self._begin_due()
+                for key, events in self._selector.select(self._patience()):
+                    self._serve(key.data, events)
+        finally:
+            self._selector.close()
+            for connection in self._connections:
+                connection.socket.close()
         return {name: (end[1] - start[1]) / (end[0] - start[0]) for name, (start, end) in self._cpu.items()}
+
+    def _close_idle(self) -> bool:
+        """Close connections that wait for nothing, before the server tires of them; tell whether any is left."""
+        for connection in [each for each in self._connections if each.due is not None]:
+            self._selector.unregister(connection.socket)
+            connection.socket.close()
+            self._connections.remove(connection)
+        return bool(self._connections)
 
     def _begin_due(self) -> None:
         now = time.perf_counter()
@@ -189,6 +202,13 @@ class Replay:
         for name, usage in self._watched.items():
             self._cpu[name].append((time.perf_counter(), usage.cpu_s()))
         self._cpu["replayer"].append((time.perf_counter(), time.process_time()))
+        self._cpu["machine"].append((time.perf_counter(), busy_s()))
+
+
+def busy_s() -> float:
+    """Return the seconds that all cores together have been busy so far, for whomever."""
+    times = psutil.cpu_times()
+    return float(sum(times[:8]) - times.idle - getattr(times, "iowait", 0.0))  # beyond them come parts of others
 
 
 def figures(stream: Stream, begin_s: float, end_s: float) -> dict[str, float]:

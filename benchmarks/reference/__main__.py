@@ -5,6 +5,7 @@ As uvicorn's "standard" extra does for the stock server, uvloop and httptools ar
 """
 
 import argparse
+import logging
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import uvicorn
 from .app import create_app
 
 warnings.simplefilter("ignore", FutureWarning)  # insightface calls what scikit-image deprecates
+logging.getLogger("RapidOCR").setLevel(logging.WARNING)
 
 parser = argparse.ArgumentParser()
 parser.add_argument("cache", type=Path)

@@ -21,7 +21,7 @@ def to_bgr(image: Image.Image) -> NDArray[np.uint8]:
 
 
 class _WithoutBatchAxis:
-    """A session whose outputs lose their batch axis: insightface's class expects none, as the stock graphs have none."""
+    """A session whose outputs lose their batch axis: insightface's class expects none, as stock graphs have none."""
 
     def __init__(self, session: InferenceSession) -> None:
         self._session = session

@@ -44,10 +44,10 @@ class TextDetector:
         ratio = min(1.0, most / min(image.size))
         width, height = (round(int(side * ratio) / 32) * 32 for side in image.size)
         scaled = image.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = cv2.cvtColor(np.array(scaled, np.float32), cv2.COLOR_RGB2BGR)
+        pixels: NDArray[Any] = cv2.cvtColor(np.array(scaled, np.float32), cv2.COLOR_RGB2BGR)
         pixels *= np.float32(1 / 127.5)
         pixels -= np.float32(1)
-        return np.asarray(pixels.transpose(2, 0, 1)[None], np.float32)
+        return np.expand_dims(pixels.transpose(2, 0, 1), 0)
 
 
 class _Options(dict[str, Any]):
