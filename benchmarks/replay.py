@@ -212,10 +212,10 @@ def busy_s() -> float:
 
 
 def figures(stream: Stream, begin_s: float, end_s: float) -> dict[str, float]:
-    """Return a stream's throughput and latencies in the window; in images a second and milliseconds."""
+    """Return a stream's answers a second in the window and their latencies in milliseconds, where there are any."""
     times = sorted(took * 1000 for at, took in stream.answers if begin_s < at <= end_s)
-    if not times:
-        raise ReplayError(f"{stream.name}: no answer in {end_s - begin_s:.1f} s")
+    if not times:  # slow requests beside the stream that says how long to count
+        return {"count": 0, "per_s": 0.0}
     last = len(times) - 1
     return {
         "count": len(times),
