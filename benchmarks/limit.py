@@ -76,12 +76,14 @@ class Limit:
         return 1000 / (sum(best.ms for best in self.graphs) + (self.decode_ms + self.form_ms) / self.cores)
 
 
-def limits(cache: Path, images: Sequence[bytes], least_s: float) -> dict[str, Limit]:
-    """Measure every task's limit."""
+def limits(cache: Path, images: Sequence[bytes], tasks: Sequence[str], least_s: float) -> dict[str, Limit]:
+    """Measure each task's limit; each setting of a graph for at least so long."""
     cores = len(os.sched_getaffinity(0))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for task, workloads in _workloads(cache, images, Path(folder)).items():
+        every = _workloads(cache, images, Path(folder))
+        for task in tasks:
+            workloads = every[task]
             graphs = [_best(workload, len(images), cores, least_s) for workload in workloads]
             forms = [form(task, image) for image in images]
             decode_ms, form_ms = _median_ms(_DECODERS[task], images), _median_ms(_read_form, forms)
@@ -237,7 +239,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each setting of each graph")
     options = parser.parse_args()
     write_models(options.cache)
-    for task, limit in limits(options.cache, [data for _, data in photos()], options.seconds).items():
+    for task, limit in limits(options.cache, [data for _, data in photos()], list(_DECODERS), options.seconds).items():
         print(f"{task}: {limit.per_s:.1f} photos/s, decode {limit.decode_ms:.1f} ms, form {limit.form_ms:.1f} ms")
         for best in limit.graphs:
             print(f"  {best.graph}: {best.ms:.1f} ms, {best.engine}, streams {best.streams}, batch {best.batch}")

@@ -113,7 +113,7 @@ def agreements(run: Run) -> list[dict[str, Any]]:
 
 def bare_limits(run: Run) -> dict[str, Any]:
     """Measure what the machine could do at most."""
-    found = limit.limits(run.cache, [data for _, data in run.images], min(run.seconds, 3.0))
+    found = limit.limits(run.cache, [data for _, data in run.images], run.tasks, min(run.seconds, 3.0))
     return {task: asdict(each) | {"per_s": each.per_s} for task, each in found.items()}
 
 
