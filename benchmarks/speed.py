@@ -29,7 +29,7 @@ from .servers import Server, ours, reference
 HERE = Path(__file__).parent
 SEARCH_PAUSE_S = 0.1
 BUSY = (Load("ocr", 8), Load("clip", 4))
-LEAST_SEARCH_S = 20.0  # a 95th percentile takes some answers
+LEAST_SEARCH_S = 40.0  # a 95th percentile takes some answers
 
 
 @dataclass(frozen=True)
