@@ -8,7 +8,7 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 
 export MACHINE_LEARNING_CACHE_FOLDER ?= model_cache
 
-.PHONY: serve test soak bench bench-clip lint format lock clean
+.PHONY: serve test soak bench bench-clip speed lint format lock clean
 
 serve: $(VENV)/.runtime
 	$(BIN)/immich-ml-compat serve
@@ -25,6 +25,10 @@ bench: $(VENV)/.runtime
 
 bench-clip: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.chinese_clip
+
+# `make speed SPEED="--in-flight 1 4 8 16 32 64"`: further options in benchmarks/README.md.
+speed: $(VENV)/.reference
+	$(BIN)/python -m benchmarks.speed $(SPEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -51,10 +55,16 @@ $(VENV)/.oracles: $(VENV)/.dev requirements/oracles.txt
 	$(PIP) install --no-deps -r requirements/oracles.txt
 	touch $@
 
+# What the stock server has and this one does without: kept apart, for the reference's process alone.
+$(VENV)/.reference: $(VENV)/.dev requirements/reference.lock
+	$(INSTALL) --upgrade --target $(VENV)/reference -r requirements/reference.lock
+	touch $@
+
 COMPILE = uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 $(UPGRADE)
 
 lock:
 	$(COMPILE) requirements/build.in -o requirements/build.lock
+	$(COMPILE) requirements/reference.in -o requirements/reference.lock
 	$(COMPILE) pyproject.toml --excludes requirements/runtime-excludes.txt -o requirements/runtime.lock
 	$(COMPILE) pyproject.toml --extra cuda --excludes requirements/runtime-excludes.txt --excludes requirements/cuda-excludes.txt -c requirements/runtime.lock -o requirements/cuda.lock
 	$(COMPILE) pyproject.toml --group dev --excludes requirements/dev-excludes.txt -c requirements/runtime.lock -o requirements/dev.lock
