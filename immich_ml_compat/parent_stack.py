@@ -47,14 +47,19 @@ _VARIABLES = (
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A variable of the parent stack that is set, while ours is not: what it means here."""
+    """A variable of the parent stack that is set: what it means here."""
 
     variable: Variable
     value: str
     meaning: str | None
-    """The value of our variable; None for a value of a generic name that is somebody else's."""
+    """The value of our variable; None where it is ignored."""
+
+    is_overruled: bool = False
+    """Whether our own variable is set as well."""
 
     def __str__(self) -> str:
+        if self.is_overruled:
+            return f"{self.assignment} is ignored: {self.variable.today} is set"
         if self.meaning is None:
             return f"{self.assignment} is ignored: it takes {self.variable.takes}"
         return f"{self.assignment} is understood as {self.variable.today}={self.meaning}"
@@ -70,7 +75,10 @@ def readings(variables: Mapping[str, str]) -> Iterator[Reading]:
     given = {name.upper(): value for name, value in variables.items() if value}
     for variable in _VARIABLES:
         value = given.get(variable.name)
-        if value is None or variable.today in given:
+        if value is None:
+            continue
+        if variable.today in given:
+            yield Reading(variable, value, None, is_overruled=True)
             continue
         meaning = variable.meaning(value)
         if meaning is None and not variable.generic:

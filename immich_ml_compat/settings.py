@@ -251,5 +251,9 @@ def _unparsed(name: str) -> tuple[str, str]:
 def _explain(location: tuple[int | str, ...], value: object, message: str) -> str:
     name = "__".join(part for part in location if isinstance(part, str)).upper()
     variable = name if name.startswith("IMMICH_") else PREFIX + name
-    given = {reading.variable.today: reading.assignment for reading in parent_stack.readings(os.environ)}
+    given = {
+        reading.variable.today: reading.assignment
+        for reading in parent_stack.readings(os.environ)
+        if reading.meaning is not None
+    }
     return f"{given.get(variable, f'{variable}={value}')}: {message.removeprefix('Value error, ')}"

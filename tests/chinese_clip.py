@@ -19,10 +19,11 @@ _SMALL_VISION: dict[str, dict[str, Any]] = {
 }
 
 
-def original(name: str, *, small: bool = True, seed: int = 0) -> Any:
+def original(name: str, *, small: bool = True, layers: int | None = None, seed: int = 0) -> Any:
     """Return the model as cn_clip builds it (a torch module, float32), its numbers drawn at random.
 
-    A small one has fewer and narrower layers; image size, patch and dimension are the name's own.
+    A small one has fewer and narrower layers; image size, patch and dimension are the name's own. `layers` leaves the
+    width and changes the depth.
     """
     package = chinese_clip()
     torch = oracle("torch")
@@ -31,6 +32,8 @@ def original(name: str, *, small: bool = True, seed: int = 0) -> Any:
     if small:
         configuration |= _SMALL_VISION.get(name, {"vision_width": 128, "vision_layers": 2})
         configuration |= _SMALL_TEXT | {"text_num_hidden_layers": 2}
+    if layers is not None:
+        configuration |= {"vision_layers": layers, "text_num_hidden_layers": layers}
     model = oracle("cn_clip.clip.model").CLIP(**configuration).eval()
     # What training leaves differs from what initialisation gives: no zeros, no ones, no equal rows.
     with torch.no_grad():

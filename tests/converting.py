@@ -33,12 +33,21 @@ def made_of(content: bytes, *, half: bool = False) -> dict[str, bytes]:
     return {path: path.encode() for path in _SMALL} | graphs | {WEIGHTS: content[100_000::step]}
 
 
-def convert(checkpoint: Path, name: str, folder: Path, *, half: bool, progress: Callable[[int], None]) -> None:
+def convert(
+    checkpoint: Path,
+    name: str,
+    folder: Path,
+    *,
+    half: bool,
+    begin: Callable[[int], None],
+    progress: Callable[[int], None],
+) -> None:
     """Do what the real converter promises, with other files."""
     assert list(folder.iterdir()) == []
     content = checkpoint.read_bytes()
     if not content.startswith(b"CN"):
         raise CheckpointError(f"{checkpoint} is not a checkpoint of {name} (no weights). Use the official file.")
+    begin(sum(map(len, made_of(content, half=half).values())))
     for file, made in made_of(content, half=half).items():
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_bytes(made)

@@ -140,6 +140,18 @@ def test_a_tower_of_another_size_is_refused(tmp_path: Path) -> None:
         ClipVisual.load(files(tmp_path, NAME, ModelType.VISUAL), ENGINE)
 
 
+@pytest.mark.parametrize(("name", "other"), [("cn-clip_ViT-B-16", "cn-clip_ViT-L-14"), ("cn-clip_RN50", NAME)])
+def test_towers_of_another_dimension_are_refused(name: str, other: str, tmp_path: Path) -> None:
+    """Immich could store none of their vectors."""
+    write_ready_made(tmp_path, other, Towers.random(other))
+    (tmp_path / "clip" / other).rename(tmp_path / "clip" / name)
+    message = f"gives {CHINESE_CLIP_DIMENSIONS[other]} numbers, {name} has {CHINESE_CLIP_DIMENSIONS[name]}"
+    with pytest.raises(ValueError, match=message):
+        ClipVisual.load(files(tmp_path, name, ModelType.VISUAL), ENGINE)
+    with pytest.raises(ValueError, match=message):
+        ClipTextual.load(files(tmp_path, name, ModelType.TEXTUAL), ENGINE)
+
+
 def test_files_on_disk_win(tmp_path: Path) -> None:
     folder = write_ready_made(tmp_path, NAME, Towers.random(NAME))
     for path, content in small_files(NAME).items():
@@ -181,7 +193,9 @@ def first_token_and_count(tmp_path: Path, *, bert: bool) -> NDArray[np.float32]:
     first = graph.op("Slice", text, graph.integers(0), graph.integers(1), graph.integers(1))
     ones = graph.op("Pow", graph.op("Exp", graph.op("Mul", text, graph.number(0))), graph.number(1))
     count = graph.op("ReduceSum", ones, graph.integers(1), keepdims=1)
-    graph.output(graph.op("Concat", first, count, axis=1), "embedding", 2)
+    dimension = CHINESE_CLIP_DIMENSIONS[NAME]
+    numbers = graph.op("Pad", graph.op("Concat", first, count, axis=1), graph.integers(0, 0, 0, dimension - 2))
+    graph.output(numbers, "embedding", dimension)
     model = graph.model()
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "sequence"
     folder = tmp_path / "clip" / NAME / "textual"
@@ -194,7 +208,7 @@ def first_token_and_count(tmp_path: Path, *, bert: bool) -> NDArray[np.float32]:
     tokenizer.enable_padding(length=60)  # as a file may say
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder.parent / "config.json").write_text(json.dumps(config))
-    return ClipTextual.load(files(tmp_path, NAME, ModelType.TEXTUAL), ENGINE).embed("一只狗")
+    return ClipTextual.load(files(tmp_path, NAME, ModelType.TEXTUAL), ENGINE).embed("一只狗")[:2]
 
 
 def test_a_graph_of_any_length_is_given_no_padding(tmp_path: Path) -> None:

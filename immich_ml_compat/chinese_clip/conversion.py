@@ -16,23 +16,31 @@ from .weights import Weights
 
 
 def convert(
-    checkpoint: Path, name: str, folder: Path, *, half: bool = False, progress: Progress = lambda count: None
+    checkpoint: Path,
+    name: str,
+    folder: Path,
+    *,
+    half: bool = False,
+    begin: Progress = lambda size: None,
+    progress: Progress = lambda count: None,
 ) -> None:
     """Write the folder of the Chinese-CLIP model `name`; `half` in float16.
 
-    `progress` is told the bytes that were written. Needs the memory of the largest tensor (less than 100 MB in
-    all sizes), twice. Raises CheckpointError for a file that is not this model's checkpoint, and OSError.
+    `begin` is told the bytes that will be written, before anything is; `progress` those that were written. Needs the
+    memory of the largest tensor (less than 100 MB in all sizes) three times. Raises CheckpointError for a file that is
+    not this model's checkpoint, and OSError; what `begin` raises passes through.
     """
     kind = architecture(name)
-    for path, content in small_files(name).items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content)
     with open_checkpoint(checkpoint) as opened:
         weights = Weights(opened, checkpoint, name)
         towers = {
             "visual": image_tower(weights, kind, half=half),
             "textual": text_tower(weights, kind, half=half),
         }
+        begin(sum(graph.size() for graph in towers.values()))
+        for path, content in small_files(name).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
         try:
             for tower, graph in towers.items():
                 graph.save(folder / tower / "model.onnx", progress)

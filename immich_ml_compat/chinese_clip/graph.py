@@ -94,7 +94,7 @@ class Graph:
     def save(self, path: Path, progress: Progress, *, external_above: int = _EXTERNAL_ABOVE) -> None:
         """Write the graph, and above that many bytes its weights beside it, as `<name>.data`.
 
-        Needs the memory of one tensor. Raises OSError, and what reading a weight raises.
+        Needs the memory of one tensor, three times. Raises OSError, and what reading a weight raises.
         """
         model = self._without_weights()
         if self.size() > external_above:

@@ -19,7 +19,7 @@ def text_tower(weights: Weights, architecture: Architecture, *, half: bool) -> G
     mask = _attention_mask(graph, tokens)
     words, width = weights.shape("bert.embeddings.word_embeddings.weight", 2)
     hidden = _embeddings(graph, weights, tokens, words, width)
-    for layer in range(weights.count("bert.encoder.layer")):
+    for layer in range(weights.layers("bert.encoder.layer")):
         hidden = _layer(graph, weights, hidden, f"bert.encoder.layer.{layer}", width, mask)
     state = graph.op("Gather", hidden, graph.integer(0), axis=1)
     projection = graph.weight("text_projection", weights.take("text_projection", width, architecture.dimension))

@@ -40,7 +40,7 @@ def _vision_transformer(graph: Graph, weights: Weights, image: str, architecture
     hidden = graph.op("Concat", start_token, patches, axis=1)
 
     hidden = layer_norm(graph, weights, hidden, "visual.ln_pre", width, epsilon=_EPSILON)
-    for layer in range(weights.count("visual.transformer.resblocks")):
+    for layer in range(weights.layers("visual.transformer.resblocks")):
         name = f"visual.transformer.resblocks.{layer}"
         hidden = _residual_block(graph, weights, hidden, name, width, architecture.vision_head_width)
     state = graph.op("Gather", hidden, graph.integer(0), axis=1)
@@ -74,7 +74,7 @@ def _resnet(graph: Graph, weights: Weights, image: str, architecture: Architectu
         value = graph.op("Relu", value)
     value = _average_pool(graph, value)
     for stage in range(1, _STAGES + 1):
-        for block in range(weights.count(f"visual.layer{stage}")):
+        for block in range(weights.layers(f"visual.layer{stage}")):
             name = f"visual.layer{stage}.{block}"
             value = _bottleneck(graph, weights, value, name, halves=stage > 1 and block == 0)
     return _attention_pool(graph, weights, value, architecture)
@@ -86,7 +86,7 @@ def _bottleneck(graph: Graph, weights: Weights, value: str, name: str, *, halves
     if halves:
         inside = _average_pool(graph, inside)
     inside = _convolution(graph, weights, inside, f"{name}.conv3", f"{name}.bn3", size=1)
-    if weights.count(f"{name}.downsample"):
+    if weights.has(f"{name}.downsample.0.weight"):
         value = _average_pool(graph, value) if halves else value
         value = _convolution(graph, weights, value, f"{name}.downsample.0", f"{name}.downsample.1", size=1)
     return graph.op("Relu", graph.op("Add", value, inside))

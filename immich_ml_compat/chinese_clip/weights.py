@@ -74,14 +74,17 @@ class Weights:
             raise self.mismatch(f"{name} is {self._checkpoint.shapes[name]} and not {shape}")
         return Weight(shape, lambda: self._checkpoint.read(name))
 
-    def count(self, prefix: str) -> int:
-        """Return how many numbered parts `prefix.0.…`, `prefix.1.…` there are, without a gap."""
-        numbers = {
-            name.removeprefix(f"{prefix}.").partition(".")[0]
-            for name in self._checkpoint.shapes
-            if name.startswith(f"{prefix}.")
-        }
-        return next(number for number in range(len(numbers) + 1) if str(number) not in numbers)
+    def layers(self, prefix: str) -> int:
+        """Return how many layers `prefix.0.…`, `prefix.1.…` there are. Raises CheckpointError for none, or a gap."""
+        names = (name for name in self._checkpoint.shapes if name.startswith(f"{prefix}."))
+        found = {name.removeprefix(f"{prefix}.").partition(".")[0] for name in names}
+        if not found or found != set(map(str, range(len(found)))):
+            raise self.mismatch(f"its layers {prefix} are {', '.join(sorted(found)) or 'none'}")
+        return len(found)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a tensor of that name."""
+        return name in self._checkpoint.shapes
 
     def mismatch(self, what: str) -> CheckpointError:
         """Say that this is not the checkpoint of the model."""

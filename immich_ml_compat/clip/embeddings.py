@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ..catalog import CLIP_DIMENSIONS
 from ..engine import Array, Session
 from ..errors import ModelOutputError
 from ..outputs import require_finite
@@ -15,10 +16,16 @@ _NOT_NORMALISED = "unnorm_"
 
 
 def require_embeddings(session: Session, files: ModelFiles) -> None:
-    """Raise ValueError for a graph whose first output is no [batch, D]: another kind of model lies in its place."""
+    """Raise ValueError for a graph whose first output is no [batch, D]: another kind of model lies in its place.
+
+    Of a known name D is known as well: Immich's vectors have that length, and no other could be stored.
+    """
     shape = session.outputs[0].shape
     if len(shape) != 2 or shape[1] == 1:
         raise ValueError(f"{files.graph} gives {shape}, a CLIP tower [batch, dimension]")
+    dimension = CLIP_DIMENSIONS.get(files.name)
+    if dimension is not None and shape[1] not in (dimension, None):
+        raise ValueError(f"{files.graph} gives {shape[1]} numbers, {files.name} has {dimension}: it is another model's")
 
 
 def run_tower(session: Session, inputs: Mapping[str, Array], model: str) -> NDArray[np.float32]:

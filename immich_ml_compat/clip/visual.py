@@ -29,6 +29,8 @@ class Preprocessing:
     crop: bool = True
     """Keep the proportions and cut off what is not square; otherwise squash the whole picture (`do_center_crop`).
 
+    Squashed RGB and grey pictures are the original's to the last bit; of others, which Immich does not send, the
+    original squashes before it makes them RGB.
     Not `resize_mode`: SigLIP's files say `squash` there, and the stock server crops nevertheless.
     """
 

@@ -30,16 +30,31 @@ class Convert(Protocol):
     """Writes a model's folder; `chinese_clip.conversion.convert` says how."""
 
     def __call__(
-        self, checkpoint: Path, name: str, folder: Path, *, half: bool, progress: Callable[[int], None]
+        self,
+        checkpoint: Path,
+        name: str,
+        folder: Path,
+        *,
+        half: bool,
+        begin: Callable[[int], None],
+        progress: Callable[[int], None],
     ) -> None:
         """Raises CheckpointError, and OSError for what the disk refuses."""
 
 
-def convert(checkpoint: Path, name: str, folder: Path, *, half: bool, progress: Callable[[int], None]) -> None:
+def convert(
+    checkpoint: Path,
+    name: str,
+    folder: Path,
+    *,
+    half: bool,
+    begin: Callable[[int], None],
+    progress: Callable[[int], None],
+) -> None:
     """Convert a Chinese-CLIP checkpoint. Raises CheckpointError, OSError."""
     from ..chinese_clip import conversion  # here, as a server whose models are all on disk never needs it
 
-    conversion.convert(checkpoint, name, folder, half=half, progress=progress)
+    conversion.convert(checkpoint, name, folder, half=half, begin=begin, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +131,15 @@ class Conversion:
         start = time.monotonic()
         log.info("Converting %s to %s/%s", checkpoint.address, self._task, self._name)
         folder = staging.clear_made()
-        size = checkpoint.path.stat().st_size // (2 if half else 1)
-        require_space(folder, size)
         try:
             with Progress(f"Converting {self._name}") as progress:
-                progress.expect(self._name, size)
-                self._convert(checkpoint.path, self._name, folder, half=half, progress=progress.advance)
+
+                def begin(size: int) -> None:
+                    require_space(folder, size)
+                    progress.expect(self._name, size)
+
+                self._convert(checkpoint.path, self._name, folder, half=half, begin=begin, progress=progress.advance)
                 files = [path for path in folder.rglob("*") if path.is_file()]
-                progress.expect(self._name, sum(path.stat().st_size for path in files))  # it was an estimate
         except CheckpointError as error:
             cause = str(error).rstrip(".")
             if staging.discard(checkpoint.path):

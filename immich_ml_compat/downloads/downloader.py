@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ..catalog import EMBEDDED_OCR, ModelType, Task
+from ..catalog import CHINESE_CLIP_DIMENSIONS, EMBEDDED_OCR, ModelType, Task
 from ..errors import ModelUnavailableError
 from ..settings import PREFIX
 from ..store import CONFIG, GRAPH, ModelFiles, ModelKey, ModelStore
@@ -239,7 +239,7 @@ class Downloader:
         lacking = " is not on this server: it" if self._store.missing(task, name) else ""
         raise ModelUnavailableError(
             f"Model '{name}'{lacking} could not be downloaded. {'. '.join(failures)}. "
-            f"Or copy the model into {folder} by hand.{_alias_hint(task, name)}"
+            f"Or copy the model into {folder} by hand.{_own_hint(name)}{_alias_hint(task, name)}"
         )
 
     def _hub(self, name: HubName) -> Hub:
@@ -278,6 +278,12 @@ class Downloader:
         until, detail = self._failed.get((task, name), (0.0, ""))
         if time.monotonic() < until:
             raise ModelUnavailableError(detail)
+
+
+def _own_hint(name: str) -> str:
+    if name not in CHINESE_CLIP_DIMENSIONS:
+        return ""
+    return f" A checkpoint that you have: `immich-ml-compat models convert cn-clip {name} --from FILE.pt`."
 
 
 def _alias_hint(task: Task, name: str) -> str:
