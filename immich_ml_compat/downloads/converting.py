@@ -212,6 +212,7 @@ def _can_be_read(path: Path) -> bool:
         with path.open("rb"):
             return True
     except FileNotFoundError:
+        log.info("%s is not there: downloading instead", path)
         return False
     except OSError as error:
         log.warning("%s cannot be read (%s): downloading instead", path, error.strerror)
