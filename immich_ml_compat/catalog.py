@@ -106,6 +106,12 @@ OCR_NAMES = frozenset(
     ]
 )
 
+
+def short_name(name: str) -> str:
+    """Return what OFA-Sys calls a Chinese-CLIP model."""
+    return name.removeprefix("cn-clip_")
+
+
 IMMICH_NAMES = {Task.CLIP: frozenset(IMMICH_CLIP_DIMENSIONS), Task.FACES: FACE_NAMES, Task.OCR: OCR_NAMES}
 """Every name of the stock server, by task."""
 

@@ -13,6 +13,7 @@ from .catalog import (
     ModelType,
     Task,
     clean_name,
+    short_name,
 )
 from .settings import PREFIX, ConfigurationError
 from .store import CONFIG, ModelKey, ModelStore
@@ -143,7 +144,7 @@ class ModelNames:
         name = clean_name(value)
         if name not in CLIP_DIMENSIONS and not self._store.holds(Task.CLIP, name):
             raise ConfigurationError(
-                f"{_CLIP_MODEL}={value}: is neither a known CLIP model nor one in {self._store.folder / Task.CLIP}"
+                f"{_CLIP_MODEL}={value}: no known CLIP model, and none with a graph in {self._store.folder / Task.CLIP}"
                 f"{self._hint(name)}"
             )
         dimension = self._dimension(name)
@@ -156,8 +157,9 @@ class ModelNames:
 
     def _hint(self, name: str) -> str:
         """Return what may have been meant by a name that is no CLIP model's."""
-        known = {*CLIP_DIMENSIONS, *(held for task, held in self._store.models() if task == Task.CLIP)}
-        short = [full for full in CHINESE_CLIP_DIMENSIONS if full.lower() == f"cn-clip_{name}".lower()]
+        held = {held for task, held in self._store.models() if task == Task.CLIP and self._store.holds(task, held)}
+        known = {*CLIP_DIMENSIONS, *held}
+        short = [full for full in CHINESE_CLIP_DIMENSIONS if short_name(full).lower() == name.lower()]
         nearest = short or difflib.get_close_matches(name, known)
         return f"; did you mean {' or '.join(nearest)}?" if nearest else "; `models list --all` shows the names"
 

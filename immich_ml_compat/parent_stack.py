@@ -6,9 +6,9 @@ A new one is a line in the table. Our own variable wins where both are set.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from .catalog import CHINESE_CLIP_DIMENSIONS
+from .catalog import CHINESE_CLIP_DIMENSIONS, short_name
 
-_CHINESE_CLIP = {name.removeprefix("cn-clip_"): name for name in CHINESE_CLIP_DIMENSIONS}
+_CHINESE_CLIP = {short_name(name): name for name in CHINESE_CLIP_DIMENSIONS}
 
 
 def _same(value: str) -> str:
@@ -72,7 +72,7 @@ class Reading:
 
 def readings(variables: Mapping[str, str]) -> Iterator[Reading]:
     """Yield the parent stack's variables among the environment's. Raises ValueError for a value that cannot be used."""
-    given = {name.upper(): value for name, value in variables.items() if value}
+    given = {name.upper(): value.strip() for name, value in variables.items() if value.strip()}
     for variable in _VARIABLES:
         value = given.get(variable.name)
         if value is None:

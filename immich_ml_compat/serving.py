@@ -100,7 +100,7 @@ def check_preload(settings: Settings, names: ModelNames) -> None:
             names.key(task, kind, name)
         except UnknownModelError as error:
             raise ConfigurationError(
-                f"MACHINE_LEARNING_PRELOAD: {error} `models list --all` shows the names"
+                f"MACHINE_LEARNING_PRELOAD: {error} Preload a name that is answered (`models list --all`), or none"
             ) from error
 
 

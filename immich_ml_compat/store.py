@@ -124,10 +124,10 @@ class ModelStore:
         """Return the embedding length that a CLIP model's `config.json` states, or None."""
         try:
             config: Any = json.loads((self.model_folder(Task.CLIP, name) / CONFIG).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         dimension = config.get("embed_dim") if isinstance(config, dict) else None
-        return dimension if isinstance(dimension, int) else None
+        return dimension if type(dimension) is int and dimension > 0 else None
 
     def model_folder(self, task: Task, name: str) -> Path:
         """Return the folder of a model in the cache folder."""

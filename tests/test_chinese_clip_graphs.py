@@ -1,9 +1,12 @@
 """Chinese-CLIP's graphs beside cn_clip's own torch code, with the same random weights."""
 
 import collections
+import errno
+import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from immich_ml_compat.store import ModelFiles, ModelKey, ModelStore
 from tests.chinese_clip import NAMES, original, save_checkpoint
 from tests.oracles import chinese_clip, oracle
 
+BASE = "cn-clip_ViT-B-16"
 LAYERS = 2
 SIZES = [(1, 1), (37, 211), (640, 480), (223, 225), (1000, 10)]
 TEXTS = ["", "狗", "雪地里奔跑的狗", "a photo of 两只猫, on the sofa!", "长" * 49, "很长的一句话。" * 40]
@@ -81,7 +85,7 @@ def bar(half: bool) -> float:
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 def test_a_photo_has_the_original_embedding(model: Converted, half: bool) -> None:
     """From the picture to the embedding: pre-processing, graph and normalisation."""
-    package, torch = chinese_clip(), oracle("torch")
+    package = chinese_clip()
     transform = package.image_transform(architecture(model.name).image_size)
     tower = ClipVisual.load(model.files(ModelType.VISUAL, half=half), OnnxRuntimeEngine())
     for picture in pictures():
@@ -91,7 +95,6 @@ def test_a_photo_has_the_original_embedding(model: Converted, half: bool) -> Non
         assert found.dtype == np.float32
         assert cosines(expected, found[None]).min() >= bar(half), picture.size
         assert abs(np.linalg.norm(found) - 1) < 1e-5
-    assert torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
@@ -218,6 +221,86 @@ def test_a_checkpoint_without_a_layer_is_refused(layer: str, left: str, tmp_path
     torch.save({"state_dict": kept}, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=rf"its layers [\w.]+ are {left}\)"):
         convert(tmp_path / "checkpoint.pt", "cn-clip_ViT-B-16", tmp_path / "model")
+
+
+def changed(change: Callable[[dict[str, Any]], None], path: Path) -> Path:
+    """Write the checkpoint of a small model in which something is changed."""
+    state = dict(original(BASE).state_dict())
+    change(state)
+    oracle("torch").save({"state_dict": state}, path)
+    return path
+
+
+def set_item(name: str, make: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        state[name] = make(state[name])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (set_item("bert.embeddings.word_embeddings.weight", lambda old: old[:100].clone()), "vocabulary is 100 words"),
+        (set_item("text_projection", lambda old: old * float("nan")), "text_projection has numbers that are none"),
+        (set_item("visual.proj", lambda old: old / 0), "visual.proj has numbers that are none"),
+        (set_item("visual.proj", lambda old: old.double() * 1e300), "visual.proj has numbers that are none"),
+        (set_item("visual.proj", lambda old: old.long()), "visual.proj has int64 and no fractions"),
+        (set_item("visual.ln_post.bias", lambda old: old[:-1].clone()), "visual.ln_post.bias is"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(
+    change: Callable[[dict[str, Any]], None], cause: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        convert(changed(change, tmp_path / "odd.pt"), BASE, tmp_path / "model")
+    assert cause in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "odd.pt"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_small_file_does_not_become_a_large_model(tmp_path: Path) -> None:
+    """All its layers are one in the file."""
+
+    def repeat(state: dict[str, Any]) -> None:
+        for key in [key for key in state if key.startswith("bert.encoder.layer.0.")]:
+            for layer in range(2, 300):
+                state[key.replace(".0.", f".{layer}.", 1)] = state[key]
+
+    large = changed(repeat, tmp_path / "large.pt")
+    assert large.stat().st_size < 25e6
+    with pytest.raises(CheckpointError, match="describes more numbers than it holds"):
+        convert(large, BASE, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["cn-clip_RN50", BASE])
+def test_a_width_that_its_heads_do_not_divide_is_refused(name: str, tmp_path: Path) -> None:
+    source = original(name)
+    part = "attnpool.positional_embedding" if name == "cn-clip_RN50" else "conv1.weight"
+    state = dict(source.state_dict())
+    state[f"visual.{part}"] = state[f"visual.{part}"].repeat_interleave(2, -1 if "attn" in part else 0)
+    state[f"visual.{part}"] = state[f"visual.{part}"].narrow(-1 if "attn" in part else 0, 0, 100).clone()
+    oracle("torch").save({"state_dict": state}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match="100"):
+        convert(tmp_path / "odd.pt", name, tmp_path / "model")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        convert(tmp_path / "pipe.pt", BASE, tmp_path / "model")
+
+
+def test_a_disk_that_does_not_give_the_file_is_not_taken_for_the_other(
+    model: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("immich_ml_compat.chinese_clip.containers.File.readinto", fail)
+    with pytest.raises(CheckpointError, match="cannot be read \\(Input/output error\\)"):
+        convert(model.checkpoint, model.name, tmp_path / "model")
 
 
 def test_what_will_be_written_is_told_before_it_is(model: Converted, tmp_path: Path) -> None:

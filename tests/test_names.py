@@ -293,9 +293,24 @@ def test_models_for_all_clip_requests_that_cannot_be(folder: Path, value: str, r
     with pytest.raises(ConfigurationError) as caught:
         for_all(folder, value)
     message = str(caught.value)
-    assert message.startswith(f"MACHINE_LEARNING_CLIP_MODEL={value}: is neither a known CLIP model nor one in {folder}")
+    assert message.startswith(f"MACHINE_LEARNING_CLIP_MODEL={value}: no known CLIP model, and none with a graph in ")
     assert remedy in message
     assert "\n" not in message
+
+
+def test_a_folder_without_graphs_is_no_suggestion(folder: Path) -> None:
+    (folder / "clip" / "deep").mkdir(parents=True)
+    with pytest.raises(ConfigurationError) as caught:
+        for_all(folder, "deep")
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", ["[" * 200_000, '{"embed_dim": true}', '{"embed_dim": -1}', '{"embed_dim": 1.5}'])
+def test_a_dimension_that_is_none(folder: Path, config: str) -> None:
+    put(folder / "clip" / "mine")
+    (folder / "clip/mine/config.json").write_text(config)
+    with pytest.raises(ConfigurationError, match="the length of its embeddings is not known"):
+        for_all(folder, "mine")
 
 
 def test_a_folder_of_unknown_dimension_cannot_answer_all_clip_requests(folder: Path) -> None:

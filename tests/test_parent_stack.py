@@ -88,7 +88,7 @@ def test_what_is_ours_wins_and_the_other_is_told_of(
     assert load_settings().clip_model == "cn-clip_RN50", "ours is empty, and that is unset"
 
 
-@pytest.mark.parametrize("value", ["ViT-B-32", "vit-b-16", "ViT-B-16__openai", "cn-clip_", "cn-clip_cn-clip_RN50", " "])
+@pytest.mark.parametrize("value", ["ViT-B-32", "vit-b-16", "ViT-B-16__openai", "cn-clip_", "cn-clip_cn-clip_RN50"])
 def test_a_model_that_the_parent_stack_has_not(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("CLIP_MODEL", value)
     with pytest.raises(ConfigurationError) as caught:
@@ -104,6 +104,13 @@ def test_another_value_of_a_name_that_anything_may_set_is_told_and_ignored(
     monkeypatch.setenv("DEVICE", value)
     assert load_settings().device == "auto"
     assert told(caplog) == [(logging.WARNING, f"DEVICE={value} is ignored: it takes cuda or cpu")]
+
+
+def test_blanks_are_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIP_MODEL", " RN50 ")
+    monkeypatch.setenv("CLIP_DOWNLOAD_ROOT", "  ")
+    settings = load_settings()
+    assert (settings.clip_model, settings.clip_download_root) == ("cn-clip_RN50", None)
 
 
 def test_an_error_names_the_variable_that_was_set(monkeypatch: pytest.MonkeyPatch) -> None:

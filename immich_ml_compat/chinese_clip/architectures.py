@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..catalog import CHINESE_CLIP_DIMENSIONS
 
 CONTEXT_LENGTH = 52
+VOCABULARY_SIZE = 21128
 TEXT_HEAD_WIDTH = 64
 
 

@@ -45,10 +45,12 @@ class Checkpoint:
         dtype = ELEMENTS[tensor.storage.kind]
         size = dtype.itemsize
         extent = self._contents.extents[tensor.storage.key]
+        with _reading(self._file):
+            taken = self._file.take(extent, tensor.offset * size, tensor.span * size)
         elements = np.ndarray(
             tensor.shape,
             dtype.newbyteorder(self._contents.byte_order),
-            self._file.take(extent, tensor.offset * size, tensor.span * size),
+            taken,
             strides=[stride * size for stride in tensor.strides],
         )
         return _as_stored(np.asarray(elements, dtype, order="C"), tensor.storage.kind)
@@ -59,10 +61,21 @@ def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
     """Open a checkpoint for reading.
 
     Raises CheckpointError for a file that is none, is damaged, or asks for more than tensors; OSError where it cannot
-    be read.
+    be opened.
     """
     with File(path) as file:
-        yield Checkpoint(file, read_contents(file))
+        with _reading(file):
+            contents = read_contents(file)
+        yield Checkpoint(file, contents)
+
+
+@contextmanager
+def _reading(file: File) -> Iterator[None]:
+    """Tell a disk that does not give this file from one that takes nothing: that one gets what is made of it."""
+    try:
+        yield
+    except OSError as error:
+        raise file.error(f"it cannot be read ({error.strerror or error})", "Check the disk it lies on") from error
 
 
 def _state_dict(root: Any) -> dict[str, Tensor]:

@@ -69,6 +69,8 @@ class File(io.BufferedReader):
     """The file; whoever believes a length in it gets no more than a little at once."""
 
     def __init__(self, path: Path) -> None:
+        if not path.is_file() and not path.is_dir() and path.exists():  # to open a pipe is to wait for a writer
+            raise CheckpointError(f"{path}: it is no regular file. {OFFICIAL}")
         super().__init__(io.FileIO(path))
         self.path = path
         self.size = os.fstat(self.fileno()).st_size
@@ -228,8 +230,9 @@ def _stream(file: File) -> Contents:
         length = int.from_bytes(file.read(8), "little") * ELEMENTS[storages[key].kind].itemsize
         _require_length(file, storages[key], length)
         extents[key] = Extent(file.tell(), length)
-        if file.seek(length, os.SEEK_CUR) > file.size:
+        if file.tell() + length > file.size:
             raise file.error(f"storage {key[:20]} is longer than the file", _DAMAGED)
+        file.seek(length, os.SEEK_CUR)
     return Contents(contents, extents)
 
 

@@ -12,7 +12,9 @@ from .configuration import small_files
 from .graph import Progress
 from .text import text_tower
 from .vision import image_tower
-from .weights import Weights
+from .weights import WeightError, Weights
+
+_LEAST_BYTES = 2  # of a number in a checkpoint: float16
 
 
 def convert(
@@ -37,6 +39,9 @@ def convert(
             "visual": image_tower(weights, kind, half=half),
             "textual": text_tower(weights, kind, half=half),
         }
+        # Tensors may share their numbers in the file: a small one could become any size. Official ones do not.
+        if sum(graph.count() for graph in towers.values()) * _LEAST_BYTES > checkpoint.stat().st_size:
+            raise weights.mismatch("it describes more numbers than it holds")
         begin(sum(graph.size() for graph in towers.values()))
         for path, content in small_files(name).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -44,5 +49,5 @@ def convert(
         try:
             for tower, graph in towers.items():
                 graph.save(folder / tower / "model.onnx", progress)
-        except OverflowError as error:
+        except WeightError as error:
             raise CheckpointError(f"{checkpoint}: {error}") from error

@@ -7,7 +7,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, external_data_helper, helper
 
-from .weights import Array, Weight
+from .containers import OFFICIAL
+from .weights import Array, Weight, WeightError
 
 OPSET = 17  # the first with LayerNormalization
 _IR_VERSION = 8
@@ -87,6 +88,10 @@ class Graph:
         self._nodes.append(helper.make_node("Div", [features, length], [name], name=name))
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", dimension]))
 
+    def count(self) -> int:
+        """Return how many numbers all weights have."""
+        return sum(weight.size for weight in self._weights.values())
+
     def size(self) -> int:
         """Return the bytes of all weights."""
         return sum(self._bytes(weight) for weight in self._weights.values())
@@ -94,7 +99,7 @@ class Graph:
     def save(self, path: Path, progress: Progress, *, external_above: int = _EXTERNAL_ABOVE) -> None:
         """Write the graph, and above that many bytes its weights beside it, as `<name>.data`.
 
-        Needs the memory of one tensor, three times. Raises OSError, and what reading a weight raises.
+        Needs the memory of one tensor, three times. Raises WeightError, OSError, and what reading a weight raises.
         """
         model = self._without_weights()
         if self.size() > external_above:
@@ -144,10 +149,14 @@ class Graph:
         values = weight.read()
         if values.shape != weight.shape:
             raise ValueError(f"{name} is {values.shape}, not {weight.shape}")
-        with np.errstate(over="ignore"):  # told below
+        if values.dtype.kind != "f":
+            raise WeightError(f"{name} has {values.dtype} and no fractions. {OFFICIAL}")
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
             converted: Array = np.ascontiguousarray(values, dtype=self._dtype)
-        if self._half and np.isinf(converted).any():
-            raise OverflowError(f"{name} has numbers that do not fit into float16: convert without --fp16")
+        if not np.isfinite(converted).all():
+            if self._half and np.isfinite(values).all():
+                raise WeightError(f"{name} has numbers that do not fit into float16: convert without --fp16")
+            raise WeightError(f"{name} has numbers that are none (NaN) or infinite. {OFFICIAL}")
         return converted
 
     @property

@@ -1,6 +1,6 @@
 """The text tower: BERT (Devlin et al. 2019) with a projection of its first state, as cn_clip names it."""
 
-from .architectures import CONTEXT_LENGTH, TEXT_HEAD_WIDTH, Architecture
+from .architectures import CONTEXT_LENGTH, TEXT_HEAD_WIDTH, VOCABULARY_SIZE, Architecture
 from .graph import Graph
 from .layers import attention, layer_norm, linear, projections
 from .weights import Weights
@@ -18,6 +18,8 @@ def text_tower(weights: Weights, architecture: Architecture, *, half: bool) -> G
     tokens = graph.tokens("text")
     mask = _attention_mask(graph, tokens)
     words, width = weights.shape("bert.embeddings.word_embeddings.weight", 2)
+    if words != VOCABULARY_SIZE or width % TEXT_HEAD_WIDTH:
+        raise weights.mismatch(f"its vocabulary is {words} words in {width} numbers each")
     hidden = _embeddings(graph, weights, tokens, words, width)
     for layer in range(weights.layers("bert.encoder.layer")):
         hidden = _layer(graph, weights, hidden, f"bert.encoder.layer.{layer}", width, mask)

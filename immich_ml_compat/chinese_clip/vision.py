@@ -9,7 +9,7 @@ from .weights import Weights
 
 _EPSILON = 1e-5  # torch's, of layer and batch normalisation
 _STAGES = 4
-_EXPANSION = 4  # a bottleneck gives four times the channels it works on
+_REDUCTION = 32  # of a picture's side by the stem and the stages
 
 
 def image_tower(weights: Weights, architecture: Architecture, *, half: bool) -> Graph:
@@ -24,6 +24,8 @@ def image_tower(weights: Weights, architecture: Architecture, *, half: bool) -> 
 def _vision_transformer(graph: Graph, weights: Weights, image: str, architecture: Architecture) -> str:
     patch, grid = architecture.patch_size or 0, architecture.image_size // (architecture.patch_size or 1)
     width = weights.shape("visual.conv1.weight", 4)[0]
+    if width % architecture.vision_head_width:
+        raise weights.mismatch(f"its image tower is {width} wide")
     kernel = graph.weight("visual.conv1.weight", weights.take("visual.conv1.weight", width, 3, patch, patch))
     patches = graph.op("Conv", image, kernel, kernel_shape=[patch, patch], strides=[patch, patch])
     patches = graph.op("Reshape", patches, graph.integers(0, width, grid * grid))
@@ -120,6 +122,8 @@ def _average_pool(graph: Graph, value: str) -> str:
 def _attention_pool(graph: Graph, weights: Weights, value: str, architecture: Architecture) -> str:
     """Pool [batch, C, h, w] with one query, the mean of all places: the only one whose answer is used."""
     places, width = weights.shape("visual.attnpool.positional_embedding", 2)
+    if places != (architecture.image_size // _REDUCTION) ** 2 + 1 or width % architecture.vision_head_width:
+        raise weights.mismatch(f"visual.attnpool.positional_embedding is {(places, width)}")
     value = graph.op("Reshape", value, graph.integers(0, width, places - 1))
     value = graph.op("Transpose", value, perm=[0, 2, 1])
     mean = graph.op("ReduceMean", value, axes=[1], keepdims=1)

@@ -1,5 +1,6 @@
 """A checkpoint's tensors on their way into a graph: described at once, read only when they are written."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,12 @@ from .checkpoint import Checkpoint, CheckpointError
 
 Array = NDArray[Any]
 
+_MOST_BYTES = 512 << 20  # of one tensor in float32; the largest official one, ViT-H-14's vocabulary, has 87 MB
+
+
+class WeightError(Exception):
+    """A tensor's numbers cannot be used; the text is the cause and the remedy."""
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -23,7 +30,7 @@ class Weight:
     @property
     def size(self) -> int:
         """How many numbers it has."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def transposed(self) -> "Weight":
@@ -72,6 +79,8 @@ class Weights:
         """Return a tensor of exactly that shape. Raises CheckpointError."""
         if self.shape(name, len(shape)) != shape:
             raise self.mismatch(f"{name} is {self._checkpoint.shapes[name]} and not {shape}")
+        if math.prod(shape) * 4 > _MOST_BYTES:
+            raise self.mismatch(f"{name} is {shape}, larger than any of its tensors")
         return Weight(shape, lambda: self._checkpoint.read(name))
 
     def layers(self, prefix: str) -> int:

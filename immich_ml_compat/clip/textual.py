@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ..chinese_clip.architectures import CONTEXT_LENGTH
 from ..engine import Array, Engine, Session, TensorInfo
 from ..store import ModelFiles
 from .embeddings import require_embeddings, run_tower
@@ -50,6 +51,8 @@ class Tokenization:
         context_length = int(config.get("context_length", DEFAULT_CONTEXT_LENGTH))
         clean = (config.get("tokenizer_kwargs") or {}).get("clean")
         bert = clean == "bert"
+        if bert:
+            context_length = min(context_length, CONTEXT_LENGTH)  # its graphs have places for so many
         pad_token = json.loads(files.read(files.beside("tokenizer_config.json")))["pad_token"]
         if isinstance(pad_token, dict):  # the long form of transformers: {"content": "<pad>", …}
             pad_token = pad_token["content"]
