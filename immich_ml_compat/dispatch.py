@@ -1,7 +1,8 @@
 """The queue of requests and the workers that answer them, in the front process.
 
-Requests wait in one queue. A worker is started when a request finds none with room, takes as many as it has
-room for, and is told to stop when it holds no model any more. A worker that dies or hangs is replaced, and
+Photos wait in one queue and searches, for which a person waits, in another. A worker is started when a request
+finds none with room, takes as many photos as it has room for and a search beside them, and is told to stop when it
+holds no model any more. A worker that dies or hangs is replaced, and
 each request it had is run once more, alone: only one that ends a worker by itself gets an error.
 """
 
@@ -36,6 +37,11 @@ class Job:
     alone: bool = False
     """Whether it was in a worker that died: it is run again with nothing beside it."""
 
+    @property
+    def is_search(self) -> bool:
+        """Whether it is a text to embed: short work that a person waits for."""
+        return self.request.image is None
+
 
 @dataclass(eq=False)
 class Seat:
@@ -56,11 +62,20 @@ class Seat:
         """Whether a worker can be started here."""
         return self.process is None and not self.starting and not self.resting
 
-    def has_room(self, job: Job) -> bool:
-        """Tell whether this seat's worker can take a job now."""
+    def has_room(self, job: Job, photos_wait: bool) -> bool:
+        """Tell whether this seat's worker can take a job now.
+
+        A search has a place beside the photos, and more only while no photo waits: neither kind starves the other.
+        """
         if self.process is None or any(other.alone for other in self.jobs.values()):
             return False
-        return not self.jobs if job.alone else len(self.jobs) < self.process.room
+        if job.alone:
+            return not self.jobs
+        searches = sum(other.is_search for other in self.jobs.values())
+        if job.is_search and photos_wait and searches:
+            return False
+        photos = len(self.jobs) - searches
+        return len(self.jobs) < self.process.room + 1 and (job.is_search or photos < self.process.room)
 
 
 class Dispatcher:
@@ -77,7 +92,8 @@ class Dispatcher:
         self._seats = [Seat(device_id) for device_id in device_ids]
         self._start = start
         self._keep_running = keep_running
-        self._queue: deque[Job] = deque()
+        self._photos: deque[Job] = deque()
+        self._searches: deque[Job] = deque()
         self._ids = count()
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,13 +109,14 @@ class Dispatcher:
         if self.trouble is not None:
             return failure(503, f"No inference worker can be started: {self.trouble}")
         job = Job(next(self._ids), request, asyncio.get_running_loop().create_future())
-        self._queue.append(job)
+        queue = self._queue(job)
+        queue.append(job)
         self._pump()
         try:
             return await job.answer
         finally:
-            if job in self._queue:  # whoever asked has gone
-                self._queue.remove(job)
+            if job in queue:  # whoever asked has gone
+                queue.remove(job)
 
     async def close(self) -> None:
         """Let the workers finish what they have and end them."""
@@ -112,23 +129,29 @@ class Dispatcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _pump(self) -> None:
-        """Give waiting requests, in their order, to workers with room; start a worker where there is none."""
-        while self._queue:
-            job = self._queue[0]
-            if job.answer.done():
-                self._queue.popleft()
-                continue
-            seat = min(
-                (seat for seat in self._seats if seat.has_room(job)), key=lambda seat: len(seat.jobs), default=None
-            )
-            if seat is None or seat.process is None:
-                break
-            seat.jobs[job.id] = self._queue.popleft()
-            seat.process.send(Work(job.id, job.request))
-        if self._queue and not any(seat.starting for seat in self._seats):
+        """Give waiting requests, each kind in its order, to workers with room; start a worker where there is none."""
+        for queue in (self._searches, self._photos):
+            while queue and self._place(queue[0]):
+                queue.popleft()
+        if (self._searches or self._photos) and not any(seat.starting for seat in self._seats):
             empty = next((seat for seat in self._seats if seat.empty), None)
             if empty is not None:
                 self._occupy(empty)
+
+    def _place(self, job: Job) -> bool:
+        """Give a job to the worker that has most room; tell whether it need not wait any longer."""
+        if job.answer.done():
+            return True
+        seats = (seat for seat in self._seats if seat.has_room(job, bool(self._photos)))
+        seat = min(seats, key=lambda seat: len(seat.jobs), default=None)
+        if seat is None or seat.process is None:
+            return False
+        seat.jobs[job.id] = job
+        seat.process.send(Work(job.id, job.request))
+        return True
+
+    def _queue(self, job: Job) -> deque[Job]:
+        return self._searches if job.is_search else self._photos
 
     def _fill(self) -> None:
         if self._keep_running and not self._stopping:
@@ -201,7 +224,7 @@ class Dispatcher:
                 self._settle(job, failure(500, detail))
             else:
                 job.alone = True
-                self._queue.appendleft(job)
+                self._queue(job).appendleft(job)
         seat.jobs.clear()
 
     def _note_failed_start(self, seat: Seat, cause: str) -> None:
@@ -219,8 +242,9 @@ class Dispatcher:
             self._pump()
             return  # there are others to do the work
         self.trouble = cause
-        while self._queue:
-            self._settle(self._queue.popleft(), failure(503, f"No inference worker can be started: {cause}"))
+        for queue in (self._searches, self._photos):
+            while queue:
+                self._settle(queue.popleft(), failure(503, f"No inference worker can be started: {cause}"))
 
     def _try_again(self, seat: Seat) -> None:
         seat.resting = False

@@ -48,7 +48,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to stop or the front has gone."""
-        with ThreadPoolExecutor(self._room, thread_name_prefix="answer") as pool:
+        with ThreadPoolExecutor(self._room + 1, thread_name_prefix="answer") as pool:  # one for a search
             try:
                 self._take_work(pool)
             except LinkClosedError:

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from immich_ml_compat import dispatch
 from immich_ml_compat.dispatch import Dispatcher
@@ -12,7 +14,8 @@ from immich_ml_compat.link import Done, Idle, Work
 from immich_ml_compat.messages import Answer, PredictRequest
 from immich_ml_compat.process import Patience, StartError, WorkerDiedError, WorkerProcess
 
-REQUEST = PredictRequest("{}", text="sea")
+REQUEST = PredictRequest("{}", image=b"sea")
+SEARCH = PredictRequest("{}", text="sea")
 GOOD = Answer(200, b"{}")
 
 
@@ -156,6 +159,127 @@ def test_a_worker_never_has_more_than_it_has_room_for() -> None:
         assert worker.most <= 2
 
     run(body)
+
+
+class SlowWorker(FakeWorker):
+    """A worker that answers when it is told to."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room=room)
+        self.has: list[Work] = []
+        self._done: asyncio.Queue[Work] = asyncio.Queue()
+
+    def send(self, work: Work) -> None:
+        self.taken.append(work)
+        self.has.append(work)
+
+    def finish(self, place: int) -> None:
+        self._done.put_nowait(self.has.pop(place))
+
+    async def receive(self) -> Done | Idle:
+        return Done((await self._done.get()).id, GOOD)
+
+    def count(self, request: PredictRequest) -> int:
+        return sum(work.request is request for work in self.has)
+
+
+def test_a_search_is_taken_beside_photos_and_before_those_that_wait() -> None:
+    async def body() -> None:
+        worker = SlowWorker(room=2)
+        queue = dispatcher(worker)
+        photos = [asyncio.ensure_future(queue.answer(REQUEST)) for _ in range(9)]
+        await asyncio.sleep(0.01)
+        assert worker.count(REQUEST) == 2
+        searches = [asyncio.ensure_future(queue.answer(SEARCH)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        assert (worker.count(REQUEST), worker.count(SEARCH)) == (2, 1), "one, as photos wait as well"
+        while worker.has:
+            worker.finish(-1)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*photos, *searches) == [GOOD] * 12
+
+    run(body)
+
+
+def test_searches_use_all_the_room_where_no_photo_waits() -> None:
+    async def body() -> None:
+        worker = SlowWorker(room=2)
+        queue = dispatcher(worker)
+        searches = [asyncio.ensure_future(queue.answer(SEARCH)) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        assert len(worker.has) == 3
+        while worker.has:
+            worker.finish(0)
+            await asyncio.sleep(0.001)
+        assert await asyncio.gather(*searches) == [GOOD] * 5
+
+    run(body)
+
+
+def test_a_flood_of_searches_gives_way_to_photos() -> None:
+    async def body() -> None:
+        worker = SlowWorker(room=2)
+        queue = dispatcher(worker)
+        answers = [asyncio.ensure_future(queue.answer(SEARCH)) for _ in range(20)]
+        await asyncio.sleep(0.01)
+        answers += [asyncio.ensure_future(queue.answer(REQUEST)) for _ in range(4)]
+        await asyncio.sleep(0.01)
+        for _ in range(2):
+            worker.finish(0)
+            await asyncio.sleep(0.001)
+        assert (worker.count(REQUEST), worker.count(SEARCH)) == (2, 1)
+        while worker.has:
+            worker.finish(0)
+            await asyncio.sleep(0.001)
+        assert await asyncio.gather(*answers) == [GOOD] * 24
+
+    run(body)
+
+
+@given(
+    arrivals=st.lists(st.sampled_from([SEARCH, REQUEST]), max_size=30),
+    finished=st.lists(st.integers(0, 10), max_size=60),
+    room=st.integers(1, 3),
+)
+def test_neither_photos_nor_searches_starve(arrivals: list[PredictRequest], finished: list[int], room: int) -> None:
+    """Whatever comes and in whatever order work ends, both kinds move on, each in its order."""
+
+    async def body() -> None:
+        worker = SlowWorker(room)
+        queue = dispatcher(worker)
+        answers = []
+        for step in range(max(len(arrivals), len(finished))):
+            if step < len(arrivals):
+                answers.append(asyncio.ensure_future(queue.answer(arrivals[step])))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            if step < len(finished) and worker.has:
+                worker.finish(finished[step] % len(worker.has))
+                await asyncio.sleep(0)
+            check(worker, arrivals[: step + 1], room)
+        while worker.has:
+            worker.finish(0)
+            for _ in range(4):
+                await asyncio.sleep(0)
+        assert [await answer for answer in answers] == [GOOD] * len(arrivals)
+
+    run(body)
+
+
+def check(worker: SlowWorker, arrived: list[PredictRequest], room: int) -> None:
+    assert worker.count(REQUEST) <= room
+    assert len(worker.has) <= room + 1
+    for kind in (REQUEST, SEARCH):
+        ids = [work.id for work in worker.taken if work.request is kind]
+        assert ids == sorted(ids), "first come, first served, within a kind"
+    waiting = {
+        kind: arrived.count(kind) - sum(work.request is kind for work in worker.taken) for kind in (REQUEST, SEARCH)
+    }
+    if waiting[SEARCH] > 0 and worker.taken:
+        assert worker.count(SEARCH) >= 1, "a search waits for searches only"
+    if waiting[REQUEST] > 0 and worker.taken:
+        assert worker.count(REQUEST) + max(0, worker.count(SEARCH) - 1) >= room, "a photo waits for what came before"
 
 
 def test_work_that_crosses_with_idle_is_done() -> None:
