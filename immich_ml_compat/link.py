@@ -40,7 +40,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker has started and takes `room` requests at a time."""
+    """The worker has started and takes `room` photos at a time, and a search."""
 
     room: int
 

@@ -37,7 +37,7 @@ class WorkerProcess:
 
     def __init__(self, process: asyncio.subprocess.Process, line: FrontEnd, room: int, patience: Patience) -> None:
         self.room = room
-        """Requests it takes at a time."""
+        """Photos it takes at a time; a search beside them."""
 
         self._process = process
         self._line = line

@@ -186,7 +186,7 @@ class Settings(BaseSettings):
     """Whether the engine keeps a memory arena: faster, but its memory is not given back."""
 
     request_threads: int = Field(default_factory=_available_cores, ge=0, le=1024)
-    """Requests computed side by side; further ones wait. 0 counts as 1."""
+    """Photos computed side by side; further ones wait, and a search passes them. 0 counts as 1."""
 
     max_batch_size: MaxBatchSize = MaxBatchSize()
 
