@@ -19,7 +19,7 @@ def release() -> None:
 def release_pages(folder: Path) -> None:
     """Let go of what is in memory of the files that are mapped from a folder; what is read again comes from there.
 
-    Only of mappings that cannot be written to, and only on Linux.
+    Only of shared mappings that cannot be written to, which lose nothing by it, and only on Linux.
     """
     try:
         mappings = _MAPPINGS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -28,6 +28,6 @@ def release_pages(folder: Path) -> None:
     madvise = ctypes.CDLL(None).madvise
     for line in mappings:
         span, access, *_, path = line.split(maxsplit=5) if line.count("/") else ("", "", "")
-        if access.startswith("r--") and path.startswith(f"{folder.resolve()}/"):
+        if access == "r--s" and path.startswith(f"{folder.resolve()}/"):
             start, stop = (int(end, 16) for end in span.split("-"))
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _DONTNEED)

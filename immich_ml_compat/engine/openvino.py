@@ -15,8 +15,7 @@ from ..memory import release_pages
 from . import Array, EngineError, TensorInfo
 from .outline import outline
 
-Device = Literal["CPU", "GPU"]
-Precision = Literal["f32", "bf16", "f16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 # How many compiled kernels, of one operator and one input shape each, a stream keeps. OpenVINO's own 5000 let
 # memory grow for hundreds of shapes; this is room for about ten shapes of a graph, and the rest are made anew.
@@ -42,16 +41,18 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "boolean": np.dtype(np.bool_),
 }
 
-# What OpenVINO calls the hardware's ability to compute in a precision.
-_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+"""OpenVINO's names of the precisions; the hardware's capabilities are called as ours, in capitals."""
 
 
 @dataclass(frozen=True)
 class OpenVinoEngine:
     """Loads graphs into OpenVINO, in exactly the precision that is asked for."""
 
-    device: Device = "CPU"
-    precision: Precision = "f32"
+    device: str = "CPU"
+    """By OpenVINO's name: `CPU`, or `GPU.0` and so on for Intel graphics."""
+
+    precision: Precision = "fp32"
     threads: int = 0
     """Threads of a graph on the CPU, those of all its streams together; 0: OpenVINO's own choice."""
 
@@ -65,16 +66,18 @@ class OpenVinoEngine:
     def _core(self) -> ov.Core:
         return ov.Core()
 
-    @property
-    def execution_provider(self) -> str:
-        """What sessions will run on. Raises EngineError where this machine has no such device or precision."""
+    def available_devices(self) -> dict[str, list[str]]:
+        """Return the devices that OpenVINO can use here, and what each is optimised for, by OpenVINO's names."""
+        return {device: self._capabilities(device) for device in self._core.available_devices}
+
+    def check(self) -> None:
+        """Raise EngineError where this machine has no such device or precision."""
         try:
-            capabilities = self._core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
+            capabilities = self._capabilities(self.device)
         except _ERRORS as error:
             raise EngineError(f"OpenVINO cannot use the {self.device}: {_cause(error)}") from error
-        if _CAPABILITIES[self.precision] not in capabilities:
+        if self.precision.upper() not in capabilities:
             raise EngineError(f"OpenVINO has no {self.precision} on this {self.device}, only {', '.join(capabilities)}")
-        return _provider(self.device, self.precision)
 
     def load(self, path: Path) -> "OpenVinoSession":
         """Load the graph at `path`, external data beside it included. Raises EngineError."""
@@ -85,12 +88,16 @@ class OpenVinoEngine:
         except (*_ERRORS, OSError) as error:
             raise EngineError(f"{path}: {_cause(error)}") from error
         found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if found != self.precision:
+        if found != _HINTS[self.precision]:
             raise EngineError(f"{path}: OpenVINO would run it in {found} on the {self.device}, not {self.precision}")
         return OpenVinoSession(path, model, compiled, _provider(self.device, found))
 
+    def _capabilities(self, device: str) -> list[str]:
+        capabilities: list[str] = self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        return capabilities
+
     def _properties(self) -> dict[str, Any]:
-        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": self.streams}
+        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[self.precision], "NUM_STREAMS": self.streams}
         if self.device == "CPU":
             # Pinned, the threads of all graphs and processes would share the first cores.
             properties |= {"ENABLE_CPU_PINNING": False, "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS}

@@ -34,9 +34,13 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 def outline(path: Path) -> Iterator[Path]:
     """Lend a file to load in place of the graph at `path`; the graph itself where that would not help.
 
-    It lies in the graph's folder, for weights must; where that is read-only, the graph is lent. Raises OSError.
+    It lies in the graph's folder, for OpenVINO takes weights from nowhere else; where that is read-only, or the graph
+    a link to somewhere else, the graph itself is lent.
     """
-    text = _write(path)
+    try:
+        text = None if path.is_symlink() else _write(path)
+    except (OSError, IndexError, ValueError):
+        text = None  # the engine says better what is wrong with it
     if text is None:
         yield path
         return
@@ -52,21 +56,18 @@ def outline(path: Path) -> Iterator[Path]:
 
 
 def _write(path: Path) -> bytes | None:
-    """Return the outline's content, or None for what has none: small graphs, and what is no graph."""
+    """Return the outline's content, or None for a graph with few large weights.
+
+    Raises OSError, or IndexError or ValueError for what is no graph.
+    """
     if path.stat().st_size < _WORTH_IT:
         return None
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            parts = [
-                _block(_MODEL_GRAPH, _graph(data, start, stop, path.name))
-                if number == _MODEL_GRAPH
-                else data[begin:stop]
-                for number, begin, start, stop in _fields(data, 0, len(data))
-            ]
-        except (IndexError, ValueError):
-            return None  # the engine says better what is wrong with it
-        written = b"".join(parts)
-    return written if path.stat().st_size - len(written) >= _WORTH_IT else None
+        written = b"".join(
+            _block(number, _graph(data, start, stop, path.name)) if number == _MODEL_GRAPH else data[begin:stop]
+            for number, begin, start, stop in _fields(data, 0, len(data))
+        )
+        return written if len(data) - len(written) >= _WORTH_IT else None
 
 
 def _graph(data: mmap.mmap, start: int, stop: int, location: str) -> bytes:
