@@ -19,7 +19,7 @@ from .catalog import ModelType, Task
 from .downloads.downloader import HUBS
 from .downloads.failures import DownloadError
 from .engine.onnxruntime import OnnxRuntimeEngine
-from .engines import choose
+from .engine_choice import choose
 from .errors import RequestError
 from .machine import cpu_features, cpu_model, this_machine
 from .messages import PredictRequest

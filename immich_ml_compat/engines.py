@@ -1,121 +1,26 @@
-"""Which engine runs the models, on what and in which precision: by the settings and by what the machine has."""
+"""Makes the engine that was chosen; no other engine's library is loaded."""
 
 import logging
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal
 
 from .engine import Engine, EngineError
-from .machine import Machine, available_cores
-from .settings import PREFIX, ConfigurationError, Settings
-
-EngineName = Literal["onnxruntime", "openvino"]
-Device = Literal["cpu", "cuda", "openvino-gpu"]
-Precision = Literal["fp32", "bf16", "fp16"]
+from .engine_choice import Choice, Precision, refusal
+from .machine import available_cores
+from .settings import Settings
 
 COMPILED = ".compiled"
 """The folder, inside the cache folder, of what OpenVINO compiled for a GPU, by version."""
 
-_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-
-# With either, OpenVINO computes in bf16 at about twice the speed; without, it could only round to it.
-_BF16_FEATURES = ("amx_bf16", "avx512_bf16")
-
-_AS_SET = "as set"
-
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the models run in and on, and why."""
-
-    engine: EngineName
-    device: Device
-    precision: Precision
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{_TITLES[self.engine]} on {self.device} in {self.precision}: {self.reason}"
-
-
-def choose(settings: Settings, machine: Machine) -> Choice:
-    """Choose. Raises ConfigurationError for what was asked for and cannot be had: nothing takes its place."""
-    engine, device, reason = _engine(settings, machine)
-    if engine == "openvino" and not machine.openvino:
-        raise _error(settings, "OpenVINO is not installed; install the package openvino, or take auto")
-    offered = _precisions(machine, engine, device)
-    if settings.precision == "auto":
-        return Choice(engine, device, offered[0], reason)
-    for precision in offered:
-        if precision == settings.precision:
-            return Choice(engine, device, precision, reason)
-    what = "int8 is not available yet" if settings.precision == "int8" else _why_not(settings.precision, engine, device)
-    raise _error(settings, f"{what}; take auto or {' or '.join(offered)}")
-
-
-def _engine(settings: Settings, machine: Machine) -> tuple[EngineName, Device, str]:
-    """The engine, the device and the reason."""
-    engine, device = settings.engine, settings.device
-    if (engine, device) in (("openvino", "cuda"), ("onnxruntime", "openvino-gpu")):
-        raise _error(settings, f"{_TITLES[engine]} does not run there; take {PREFIX}ENGINE=auto")
-    if device == "openvino-gpu":
-        return "openvino", device, _AS_SET
-    if engine == "openvino":
-        return engine, "cpu", _AS_SET
-    if device == "cuda":
-        return "onnxruntime", device, _AS_SET
-    if device == "auto" and machine.cuda:
-        return "onnxruntime", "cuda", "it was built for CUDA"
-    if engine == "onnxruntime":
-        return engine, "cpu", _AS_SET
-    chosen, reason = _engine_for_the_cpu(settings, machine)
-    return chosen, "cpu", reason
-
-
-def _engine_for_the_cpu(settings: Settings, machine: Machine) -> tuple[EngineName, str]:
-    """The rule that measurements change."""
-    if settings.precision == "bf16":
-        return "openvino", f"{PREFIX}PRECISION=bf16"
-    if not machine.openvino:
-        return "onnxruntime", "OpenVINO is not installed"
-    features = _bf16_features(machine)
-    if features and settings.precision == "auto":
-        return "openvino", f"the CPU has {' and '.join(features)}"
-    return "onnxruntime", "OpenVINO is taken for bf16, which this CPU has not" if not features else "it is for fp32"
-
-
-def _precisions(machine: Machine, engine: EngineName, device: Device) -> tuple[Precision, ...]:
-    """What can be had, best first."""
-    if device == "openvino-gpu":
-        return "fp16", "fp32"
-    if engine == "openvino" and _bf16_features(machine):
-        return "bf16", "fp32"
-    return ("fp32",)
-
-
-def _why_not(precision: str, engine: EngineName, device: Device) -> str:
-    if precision == "fp16" and device == "cpu":
-        return "fp16 is for GPUs"
-    if precision == "bf16" and (engine, device) == ("openvino", "cpu"):
-        return f"the CPU has neither {' nor '.join(_BF16_FEATURES)}"
-    return f"{_TITLES[engine]} on {device} has no {precision}"
-
-
-def _bf16_features(machine: Machine) -> list[str]:
-    return [feature for feature in _BF16_FEATURES if feature in machine.cpu_features]
-
-
 def make_engine(choice: Choice, settings: Settings, device_id: int = 0) -> Engine:
-    """Make the engine that was chosen, and log the choice; no other engine's library is loaded.
-
-    Raises ConfigurationError where it does not work on this machine.
-    """
+    """Make the engine, and log the choice. Raises ConfigurationError where it does not work on this machine."""
     make = _onnxruntime if choice.engine == "onnxruntime" else _openvino
     try:
         engine = make(choice, settings, device_id)
     except (EngineError, ImportError) as error:
-        raise _error(settings, str(error)) from error
+        raise refusal(settings, str(error)) from error
     log.info("Models run in %s", choice)
     return engine
 
@@ -158,10 +63,3 @@ def _openvino(choice: Choice, settings: Settings, device_id: int) -> Engine:
     chosen = engine(choice.precision)
     chosen.check()
     return chosen if choice.precision == "fp32" else RetryInFull(chosen, engine("fp32"))
-
-
-def _error(settings: Settings, message: str) -> ConfigurationError:
-    """Name the settings that were not left to themselves."""
-    asked = {field: getattr(settings, field) for field in ("engine", "device", "precision")}
-    given = " ".join(f"{PREFIX}{field.upper()}={value}" for field, value in asked.items() if value != "auto")
-    return ConfigurationError(f"{given or f'{PREFIX}ENGINE=auto'}: {message}")

@@ -14,7 +14,8 @@ from .catalog import ModelType, Task
 from .clip import embed_image, embed_text
 from .downloads import Downloader
 from .engine import EngineError
-from .engines import choose, make_engine
+from .engine_choice import choose
+from .engines import make_engine
 from .errors import RequestError, failure
 from .faces import find_faces
 from .images import decode

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from .dispatch import Dispatcher
-from .engines import choose
+from .engine_choice import choose
 from .environment import report_environment
 from .errors import RequestError, failure
 from .http_api import create_app
