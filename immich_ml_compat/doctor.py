@@ -19,18 +19,16 @@ from .catalog import ModelType, Task
 from .downloads.downloader import HUBS
 from .downloads.failures import DownloadError
 from .engine.onnxruntime import OnnxRuntimeEngine
+from .engine_choice import choose
 from .errors import RequestError
+from .machine import cpu_features, cpu_model, this_machine
 from .messages import PredictRequest
 from .service import Service
 from .settings import ConfigurationError, Settings
 from .store import ModelKey, ModelStore
 
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python-headless", "pillow", "tokenizers", "rapidocr")
-
-# What inference engines have fast paths for, as Linux names it.
-_CPU_FEATURES = (
-    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8",
-    "asimd", "asimddp", "i8mm", "bf16", "sve",
+_PACKAGES = (
+    "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "opencv-python-headless", "pillow", "tokenizers", "rapidocr",
 )  # fmt: skip
 
 _PAIRS = {
@@ -65,11 +63,12 @@ def examine(settings: Settings) -> Iterator[Finding]:
         "version", f"immich-ml-compat {__version__}, Python {platform.python_version()}, {platform.platform()}"
     )
     yield Finding("packages", ", ".join(_packages()))
-    yield Finding("cpu", f"{os.cpu_count()} cores, {_cpu_model()}; {' '.join(_cpu_features()) or 'features unknown'}")
+    yield Finding("cpu", f"{os.cpu_count()} cores, {cpu_model()}; {' '.join(cpu_features()) or 'features unknown'}")
     yield from _devices(settings)
     yield from _cache_folder(settings)
     yield from _hubs()
     try:
+        yield Finding("engine", str(choose(settings, this_machine())))
         service = Service(settings)
     except ConfigurationError as error:
         yield Finding("settings", str(error), ok=False)
@@ -89,27 +88,15 @@ def _packages() -> Iterator[str]:
             continue
 
 
-def _cpu_model() -> str:
-    return next(
-        (line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")), platform.machine()
-    )
-
-
-def _cpu_features() -> list[str]:
-    flags = next((line for line in _cpu_info() if line.startswith(("flags", "Features"))), "").split()
-    return [feature for feature in _CPU_FEATURES if feature in flags]
-
-
-def _cpu_info() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-
-
 def _devices(settings: Settings) -> Iterator[Finding]:
-    engine = OnnxRuntimeEngine(settings.device)
-    yield Finding("devices", f"ONNX Runtime offers {', '.join(engine.available_providers())}")
+    machine = this_machine()
+    yield Finding("devices", f"ONNX Runtime offers {', '.join(OnnxRuntimeEngine().available_providers())}")
+    if machine.openvino:
+        from .engine.openvino import OpenVinoEngine
+
+        offered = OpenVinoEngine().available_devices()
+        devices = (f"{device} ({', '.join(capabilities)})" for device, capabilities in offered.items())
+        yield Finding("devices", f"OpenVINO offers {', '.join(devices)}")
     if settings.device != "cpu":
         cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
         models = [line.partition(":")[2].strip() for card in cards for line in card.read_text().splitlines()[:1]]

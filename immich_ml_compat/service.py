@@ -14,17 +14,19 @@ from .catalog import ModelType, Task
 from .clip import embed_image, embed_text
 from .downloads import Downloader
 from .engine import EngineError
-from .engine.onnxruntime import OnnxRuntimeEngine
+from .engine_choice import choose
+from .engines import make_engine
 from .errors import RequestError, failure
 from .faces import find_faces
 from .images import decode
 from .loaders import loaders
+from .machine import this_machine
 from .messages import Answer, PredictRequest
 from .models import Models, Retention
 from .names import ModelNames, UnknownModelError
 from .ocr import read_text
 from .plan import Plan, plan_request
-from .settings import ConfigurationError, Settings
+from .settings import Settings
 from .store import ModelStore
 
 log = logging.getLogger(__name__)
@@ -42,17 +44,7 @@ class Service:
         store = ModelStore(settings.cache_folder)
         self.names = ModelNames(store, settings.model_aliases, settings.clip_model)
         self._orientation = settings.ocr_orientation
-        engine = OnnxRuntimeEngine(
-            settings.device,
-            device_id,
-            settings.model_intra_op_threads,
-            settings.model_inter_op_threads,
-            settings.model_arena,
-        )
-        try:
-            log.info("Models run in ONNX Runtime on %s", engine.execution_provider)
-        except EngineError as error:
-            raise ConfigurationError(f"MACHINE_LEARNING_DEVICE={settings.device}: {error}") from error
+        engine = make_engine(choose(settings, this_machine()), settings, device_id)
         budget = settings.memory_budget_mb
         retention = Retention(settings.model_ttl, settings.text_model_ttl, budget * _MEGABYTE if budget else None)
         downloader = Downloader(store, settings.model_source, checkpoints=settings.clip_download_root)

@@ -15,9 +15,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from .dispatch import Dispatcher
+from .engine_choice import choose
 from .environment import report_environment
 from .errors import RequestError, failure
 from .http_api import create_app
+from .machine import this_machine
 from .messages import Answer, PredictRequest
 from .names import ModelNames, UnknownModelError
 from .plan import plan_request
@@ -105,8 +107,14 @@ def check_preload(settings: Settings, names: ModelNames) -> None:
 
 
 def check_device(settings: Settings) -> None:
-    """Raise ConfigurationError where a GPU was asked for and a worker cannot use it: better now than at a request."""
-    if settings.device != "cuda":
+    """Raise ConfigurationError for an engine, device or precision that was asked for and that a worker cannot use.
+
+    Better now than at a request. What needs no library is told without a worker.
+    """
+    choice = choose(settings, this_machine())
+    if settings.engine == settings.precision == "auto" and settings.device in ("auto", "cpu"):
+        return
+    if (choice.engine, choice.device) == ("onnxruntime", "cpu"):
         return
 
     async def start_and_stop() -> None:

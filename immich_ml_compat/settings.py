@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from . import parent_stack
 from .catalog import ModelType, Task
+from .machine import available_cores
 
 PREFIX = "MACHINE_LEARNING_"
 
@@ -55,11 +56,6 @@ def _log_level(value: object) -> object:
 
 def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-def _available_cores() -> int:
-    # A container may be given fewer cores than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _folder(path: Path) -> Path:
@@ -146,8 +142,14 @@ class Settings(BaseSettings):
     model_source: Literal["huggingface", "modelscope"] = "huggingface"
     """The hub that is asked first for a model that several have; the others are asked where it fails."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models run: `auto` is the GPU where the installed ONNX Runtime can use one."""
+    engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """What models run in; `auto` goes by what the machine has, and the log says why (`engines.py`)."""
+
+    device: Literal["auto", "cpu", "cuda", "openvino-gpu"] = "auto"
+    """Where models run: `auto` is the GPU where the installed ONNX Runtime was built for one."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    """What models compute in; `auto` is the fastest that the chosen engine has there."""
 
     device_ids: Annotated[tuple[DeviceId, ...], NoDecode, BeforeValidator(_comma_separated)] = (0,)
     """The GPUs to use, comma-separated; each has workers of its own."""
@@ -177,15 +179,15 @@ class Settings(BaseSettings):
     """Models that are loaded at start and stay."""
 
     model_intra_op_threads: int = Field(default=0, ge=0, le=1024)
-    """Threads inside one operator; 0 leaves it to the engine."""
+    """Threads inside one operator; 0 leaves it to the engine: 2, in OpenVINO all cores."""
 
     model_inter_op_threads: int = Field(default=0, ge=0, le=1024)
-    """Operators run side by side; 0 leaves it to the engine."""
+    """Operators, in OpenVINO whole graphs, that run side by side; 0 is 1."""
 
     model_arena: bool = True
     """Whether the engine keeps a memory arena: faster, but its memory is not given back."""
 
-    request_threads: int = Field(default_factory=_available_cores, ge=0, le=1024)
+    request_threads: int = Field(default_factory=available_cores, ge=0, le=1024)
     """Photos computed side by side; further ones wait, and a search passes them. 0 counts as 1."""
 
     max_batch_size: MaxBatchSize = MaxBatchSize()

@@ -73,7 +73,8 @@ class ModelFiles:
         return sum(
             path.stat().st_size
             for path in self.graph.parent.iterdir()
-            if path.is_file() and ".broken-" not in path.name  # set aside, not used
+            # Hidden files come and go while graphs are loaded; broken ones are set aside, not used.
+            if path.name[0] != "." and ".broken-" not in path.name and path.is_file()
         )
 
     def beside(self, name: str) -> Path:

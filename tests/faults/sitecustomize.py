@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
     from PIL import Image
 
     from immich_ml_compat import service
-    from immich_ml_compat.engine import Array, Session
-    from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSession
+    from immich_ml_compat.engine import Array, Engine, Session
     from immich_ml_compat.images import decode
 
     class Panic(BaseException):
@@ -30,23 +30,33 @@ if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
             time.sleep(60)  # the signal takes its time
         return decode(data)
 
-    load = OnnxRuntimeEngine.load
-
     def wait_for(variable: str) -> None:
         while Path(os.environ.get(variable, "/nowhere")).exists():
             time.sleep(0.1)
 
-    def slow_load(self: OnnxRuntimeEngine, path: Path) -> Session:
-        wait_for("FAULT_SLOW_LOAD")
-        return load(self, path)
+    class SlowSession:
+        """A session that waits before each run."""
 
-    run = OnnxRuntimeSession.run
+        def __init__(self, session: Session) -> None:
+            self._session = session
 
-    def slow_run(self: OnnxRuntimeSession, inputs: Mapping[str, Array]) -> list[Array]:
-        wait_for("FAULT_SLOW_RUN")
-        return run(self, inputs)
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
 
-    OnnxRuntimeSession.run = slow_run  # type: ignore[method-assign]
+        def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+            wait_for("FAULT_SLOW_RUN")
+            return self._session.run(inputs)
 
+    class SlowEngine:
+        """An engine that waits before each load."""
+
+        def __init__(self, engine: Engine) -> None:
+            self._engine = engine
+
+        def load(self, path: Path) -> Session:
+            wait_for("FAULT_SLOW_LOAD")
+            return SlowSession(self._engine.load(path))
+
+    make_engine = service.make_engine  # type: ignore[attr-defined]
+    service.make_engine = lambda *given: SlowEngine(make_engine(*given))  # type: ignore[attr-defined]
     service.decode = fault  # type: ignore[attr-defined]
-    OnnxRuntimeEngine.load = slow_load  # type: ignore[assignment, method-assign]

@@ -1,0 +1,72 @@
+"""What this machine and installation have to compute with, told without loading an engine."""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+# What inference engines have fast paths for, as Linux names it.
+CPU_FEATURES = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choice of an engine depends on."""
+
+    cpu_features: frozenset[str]
+    """Those of CPU_FEATURES that the CPU has."""
+
+    openvino: bool
+    """Whether OpenVINO is installed."""
+
+    cuda: bool
+    """Whether the installed ONNX Runtime was built for CUDA."""
+
+
+def this_machine() -> Machine:
+    """Look at this one."""
+    return Machine(frozenset(cpu_features()), find_spec("openvino") is not None, _onnxruntime_has_cuda())
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use: a container may be given fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """Return the CPU's name, its architecture where the system does not tell."""
+    return next(_cpu_info("model name"), platform.machine())
+
+
+def cpu_features() -> list[str]:
+    """Return those of CPU_FEATURES that the CPU has; none where the system does not tell."""
+    flags = next(_cpu_info("flags", "Features"), "").split()
+    return [feature for feature in CPU_FEATURES if feature in flags]
+
+
+def _cpu_info(*fields: str) -> Iterator[str]:
+    """Yield the values of Linux's fields of these names, one for each core."""
+    for line in _cpu_info_lines():
+        name, _, value = line.partition(":")
+        if name.strip() in fields:
+            yield value.strip()
+
+
+@cache
+def _cpu_info_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _onnxruntime_has_cuda() -> bool:
+    spec = find_spec("onnxruntime")
+    folders = spec.submodule_search_locations if spec else None
+    return any(any(Path(folder, "capi").glob("*onnxruntime_providers_cuda*")) for folder in folders or ())

@@ -1,0 +1,156 @@
+"""Which engine, device and precision: by the settings and by the machine."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from immich_ml_compat.engine.full_precision import RetryInFull
+from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
+from immich_ml_compat.engine.openvino import OpenVinoEngine
+from immich_ml_compat.engine_choice import choose
+from immich_ml_compat.engines import make_engine
+from immich_ml_compat.machine import CPU_FEATURES, Machine, available_cores, cpu_features, this_machine
+from immich_ml_compat.settings import ConfigurationError, Settings
+
+PLAIN = Machine(frozenset({"avx2"}), openvino=True, cuda=False)
+BF16 = Machine(frozenset({"avx2", "avx512f", "avx512_bf16"}), openvino=True, cuda=False)
+AMX = Machine(frozenset({"avx512_bf16", "amx_tile", "amx_bf16"}), openvino=True, cuda=False)
+GPU = Machine(frozenset({"avx512_bf16"}), openvino=True, cuda=True)
+BARE = Machine(frozenset({"avx512_bf16"}), openvino=False, cuda=False)
+ARM = Machine(frozenset({"asimd", "bf16"}), openvino=True, cuda=False)
+MACHINES = (PLAIN, BF16, AMX, GPU, BARE, ARM)
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "found"),
+    [
+        # Left to itself.
+        ({}, PLAIN, "onnxruntime cpu fp32"),
+        ({}, BF16, "openvino cpu bf16"),
+        ({}, AMX, "openvino cpu bf16"),
+        ({}, BARE, "onnxruntime cpu fp32"),
+        ({}, ARM, "onnxruntime cpu fp32"),
+        ({}, GPU, "onnxruntime cuda fp32"),
+        # In part.
+        ({"device": "cpu"}, GPU, "openvino cpu bf16"),
+        ({"engine": "onnxruntime"}, GPU, "onnxruntime cuda fp32"),
+        ({"engine": "onnxruntime"}, BF16, "onnxruntime cpu fp32"),
+        ({"engine": "onnxruntime", "device": "cpu"}, GPU, "onnxruntime cpu fp32"),
+        ({"engine": "openvino"}, PLAIN, "openvino cpu fp32"),
+        ({"engine": "openvino"}, GPU, "openvino cpu bf16"),
+        ({"engine": "openvino", "precision": "fp32"}, AMX, "openvino cpu fp32"),
+        ({"precision": "fp32"}, AMX, "onnxruntime cpu fp32"),
+        ({"precision": "bf16"}, BF16, "openvino cpu bf16"),
+        ({"device": "cuda"}, PLAIN, "onnxruntime cuda fp32"),
+        ({"device": "openvino-gpu"}, PLAIN, "openvino openvino-gpu fp16"),
+        ({"device": "openvino-gpu", "precision": "fp32"}, GPU, "openvino openvino-gpu fp32"),
+        ({"device": "openvino-gpu", "precision": "fp16"}, BF16, "openvino openvino-gpu fp16"),
+    ],
+)
+def test_what_is_chosen(asked: dict[str, Any], machine: Machine, found: str) -> None:
+    choice = choose(Settings(**asked), machine)
+    assert f"{choice.engine} {choice.device} {choice.precision}" == found
+    assert choice.reason
+    assert "\n" not in str(choice)
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "cause"),
+    [
+        ({"precision": "bf16"}, PLAIN, "the CPU has neither amx_bf16 nor avx512_bf16; take auto or fp32"),
+        ({"precision": "bf16"}, ARM, "the CPU has neither amx_bf16"),
+        ({"precision": "bf16"}, BARE, "OpenVINO is not installed"),
+        ({"precision": "bf16", "engine": "onnxruntime"}, AMX, "ONNX Runtime on cpu has no bf16"),
+        ({"precision": "bf16", "device": "openvino-gpu"}, AMX, "has no bf16; take auto or fp16 or fp32"),
+        ({"precision": "fp16"}, BF16, "fp16 is for GPUs"),
+        ({"precision": "fp16", "device": "cuda"}, GPU, "ONNX Runtime on cuda has no fp16"),
+        *(({"precision": "int8"}, machine, "int8 is not available yet; take auto or ") for machine in MACHINES),
+        ({"engine": "openvino"}, BARE, "OpenVINO is not installed; install the package openvino"),
+        ({"device": "openvino-gpu"}, BARE, "OpenVINO is not installed"),
+        ({"engine": "openvino", "device": "cuda"}, GPU, "OpenVINO does not run there"),
+        ({"engine": "onnxruntime", "device": "openvino-gpu"}, GPU, "ONNX Runtime does not run there"),
+    ],
+)
+def test_what_cannot_be_had_is_an_error(asked: dict[str, Any], machine: Machine, cause: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        choose(Settings(**asked), machine)
+    given = " ".join(
+        f"MACHINE_LEARNING_{name.upper()}={asked[name]}" for name in ("engine", "device", "precision") if name in asked
+    )
+    assert str(caught.value).startswith(f"{given}: ")
+    assert cause in str(caught.value)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("engine", ["auto", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "openvino-gpu"])
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16", "int8"])
+def test_nothing_takes_the_place_of_what_was_asked_for(
+    machine: Machine, engine: Any, device: Any, precision: Any
+) -> None:
+    settings = Settings(engine=engine, device=device, precision=precision)
+    try:
+        choice = choose(settings, machine)
+    except ConfigurationError:
+        assert (engine, device, precision) != ("auto", "auto", "auto")
+        return
+    for asked, got in ((engine, choice.engine), (device, choice.device), (precision, choice.precision)):
+        assert asked in ("auto", got)
+
+
+def test_this_machine() -> None:
+    machine = this_machine()
+    assert machine.openvino
+    assert machine.cuda == ("CUDAExecutionProvider" in OnnxRuntimeEngine().available_providers())
+    assert list(cpu_features()) == [feature for feature in CPU_FEATURES if feature in machine.cpu_features]
+    info = Path("/proc/cpuinfo")
+    if info.exists() and "avx2" in info.read_text():
+        assert "avx2" in machine.cpu_features
+
+
+@pytest.mark.parametrize("variables", [{}, {"intra": 64}, {"inter": 64}, {"intra": 64, "inter": 64}, {"workers": 64}])
+def test_openvino_has_no_more_threads_than_there_are_cores(variables: dict[str, int]) -> None:
+    settings = Settings(
+        engine="openvino",
+        precision="fp32",
+        model_intra_op_threads=variables.get("intra", 0),
+        model_inter_op_threads=variables.get("inter", 0),
+        workers=variables.get("workers", 1),
+    )
+    engine = make_engine(choose(settings, PLAIN), settings)
+    assert isinstance(engine, OpenVinoEngine)
+    assert 1 <= engine.streams <= engine.threads <= available_cores()
+    assert engine.threads == (1 if "workers" in variables else available_cores())
+
+
+def test_in_less_than_single_precision_there_is_a_way_back() -> None:
+    settings = Settings(engine="openvino")
+    if not {"amx_bf16", "avx512_bf16"} & this_machine().cpu_features:
+        with pytest.raises(ConfigurationError, match=r"^MACHINE_LEARNING_ENGINE=openvino: OpenVINO has no bf16"):
+            make_engine(choose(settings, BF16), settings)
+        return
+    engine = make_engine(choose(settings, this_machine()), settings)
+    assert isinstance(engine, RetryInFull)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PRECISION": "int8"}, "MACHINE_LEARNING_PRECISION=int8: int8 is not available yet"),
+        ({"ENGINE": "openvino", "DEVICE": "cuda"}, "MACHINE_LEARNING_ENGINE=openvino MACHINE_LEARNING_DEVICE=cuda: "),
+        ({"DEVICE": "openvino-gpu", "DEVICE_IDS": "7"}, "MACHINE_LEARNING_DEVICE=openvino-gpu: OpenVINO cannot use"),
+    ],
+)
+def test_the_server_does_not_start_without_it(tmp_path: Path, variables: dict[str, str], message: str) -> None:
+    environment = os.environ | {f"MACHINE_LEARNING_{name}": value for name, value in variables.items()}
+    environment |= {"MACHINE_LEARNING_CACHE_FOLDER": str(tmp_path), "IMMICH_HOST": "127.0.0.1", "IMMICH_PORT": "0"}
+    command = [sys.executable, "-m", "immich_ml_compat"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 2
+    assert re.search(f"^{re.escape(message)}", run.stderr, re.MULTILINE)
+    assert "Traceback" not in run.stderr
