@@ -31,13 +31,13 @@ MACHINES = (PLAIN, BF16, AMX, GPU, BARE, ARM)
     [
         # Left to itself.
         ({}, PLAIN, "onnxruntime cpu fp32"),
-        ({}, BF16, "openvino cpu bf16"),
-        ({}, AMX, "openvino cpu bf16"),
+        ({}, BF16, "onnxruntime cpu fp32"),
+        ({}, AMX, "onnxruntime cpu fp32"),
         ({}, BARE, "onnxruntime cpu fp32"),
         ({}, ARM, "onnxruntime cpu fp32"),
         ({}, GPU, "onnxruntime cuda fp32"),
         # In part.
-        ({"device": "cpu"}, GPU, "openvino cpu bf16"),
+        ({"device": "cpu"}, GPU, "onnxruntime cpu fp32"),
         ({"engine": "onnxruntime"}, GPU, "onnxruntime cuda fp32"),
         ({"engine": "onnxruntime"}, BF16, "onnxruntime cpu fp32"),
         ({"engine": "onnxruntime", "device": "cpu"}, GPU, "onnxruntime cpu fp32"),
