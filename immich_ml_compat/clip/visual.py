@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from ..engine import Engine, Session
 from ..store import ModelFiles
+from ..tensors import VALUES, look_up
 from .embeddings import require_embeddings, run_tower
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -63,10 +65,12 @@ class Preprocessing:
             square = resize_and_crop(image, self.size, self.resampling, extent)
         else:
             square = image.resize((self.size, self.size), self.resampling, box=(0, 0, *extent))
-        tensor = np.asarray(square, dtype=np.float32) / np.float32(255)
-        tensor -= np.array(self.mean, np.float32)
-        tensor /= np.array(self.std, np.float32)
-        return np.ascontiguousarray(tensor.transpose(2, 0, 1))[None]
+        return look_up(np.asarray(square), self._table)[None]
+
+    @cached_property
+    def _table(self) -> NDArray[np.float32]:
+        mean, std = (np.array(values, np.float32)[:, None] for values in (self.mean, self.std))
+        return (VALUES / np.float32(255) - mean) / std
 
 
 def resize_and_crop(
