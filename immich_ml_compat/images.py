@@ -1,9 +1,14 @@
-"""Encoded photos to pixels: any format Pillow reads, to 8-bit RGB of the size it was sent in."""
+"""Encoded photos to pixels: any format Pillow reads, to 8-bit RGB.
+
+bytes → Photo (opened, its size checked) → whole, or at the scale that a task needs
+"""
 
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from typing import cast
@@ -48,26 +53,92 @@ _BAND_PIXELS = 1 << 20
 _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decode a picture to mode RGB: the first frame, alpha over white, EXIF orientation left alone
-    (but for TIFF, whose own orientation Pillow applies).
+_REDUCIBLE_FORMATS = {"JPEG", "MPO"}
+_SCALES = (8, 4, 2)  # libjpeg leaves out the higher frequencies of each block of 8 × 8
 
-    16-bit and floating-point samples are scaled to 8 bits, CMYK and Lab converted. Raises
-    InvalidInputError for what is empty, no picture, cut short, broken, of no size or over MAX_PIXELS.
-    """
-    if not data:
-        raise InvalidInputError("The image is empty")
-    try:
-        image = Image.open(BytesIO(data), formats=_formats())
+
+@dataclass(frozen=True)
+class Reduced:
+    """A photo decoded at a half, a quarter or an eighth of its size, or whole."""
+
+    image: Image.Image
+    """Mode RGB."""
+
+    extent: tuple[float, float]
+    """Width and height of the photo in pixels of the image: the photo may end in the middle of the last ones."""
+
+
+class Photo:
+    """An encoded photo. Its head was read and found in order; its pixels are decoded when they are asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        """Open a photo. Raises InvalidInputError for what is empty, no picture, of no size or over MAX_PIXELS."""
+        if not data:
+            raise InvalidInputError("The image is empty")
+        self._data = data
+        self._whole: Image.Image | None = None
+        with _refusals():
+            image = self._open()
+            self._reducible, self._size = image.format in _REDUCIBLE_FORMATS, image.size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels as sent, whatever the scale of decoding. Decodes what may differ from its head."""
+        return self._size if self._reducible else self.whole().size
+
+    def whole(self) -> Image.Image:
+        """Decode to mode RGB, once: the first frame, alpha over white, EXIF orientation left alone
+        (but for TIFF, whose own orientation Pillow applies).
+
+        16-bit and floating-point samples are scaled to 8 bits, CMYK and Lab converted. Raises
+        InvalidInputError for what is cut short or broken.
+        """
+        if self._whole is None:
+            with _refusals():
+                self._whole = _to_rgb(_loaded(self._open()))
+        return self._whole
+
+    def reduced(self, least_side: int) -> Reduced:
+        """Decode at the smallest scale that leaves the shorter side `least_side` pixels; raises as `whole` does.
+
+        Smaller than whole only where the format makes it cheaper (JPEG), and where no one asked for the whole before.
+        """
+        width, height = self._size
+        scale = next((scale for scale in _SCALES if min(width, height) >= scale * least_side), 1)
+        if self._whole is not None or not self._reducible or scale == 1:
+            return Reduced(self.whole(), self.size)
+        with _refusals():
+            image = self._open()
+            image.draft(None, (width // scale, height // scale))
+            return Reduced(_to_rgb(_loaded(image)), (width / scale, height / scale))
+
+    def _open(self) -> Image.Image:
+        image = Image.open(BytesIO(self._data), formats=_formats())
         _check_size(image)
-        image.load()
-        return _to_rgb(image)
+        return image
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode a photo whole. Raises InvalidInputError."""
+    return Photo(data).whole()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what Pillow raises into InvalidInputError."""
+    try:
+        yield
     except UnidentifiedImageError:
         raise InvalidInputError("The image is in no format that can be read") from None
     except Image.DecompressionBombError as error:
         raise InvalidInputError(f"The image is too large: {error}") from None
     except _DECODING_ERRORS as error:
         raise InvalidInputError(f"The image cannot be decoded: {error}") from None
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
+    return image
 
 
 def _formats() -> list[str]:

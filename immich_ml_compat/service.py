@@ -7,8 +7,6 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from PIL import Image
-
 from .answer import success
 from .catalog import ModelType, Task
 from .clip import embed_image, embed_text
@@ -18,7 +16,7 @@ from .engine_choice import choose
 from .engines import make_engine
 from .errors import RequestError, failure
 from .faces import find_faces
-from .images import decode
+from .images import Photo
 from .loaders import loaders
 from .machine import this_machine
 from .messages import Answer, PredictRequest
@@ -55,8 +53,8 @@ class Service:
         try:
             plan = plan_request(request, self.names)
             if request.image is not None:
-                image = decode(request.image)
-                return success(self._run(plan, image), image.size)
+                photo = Photo(request.image)
+                return success(self._run(plan, photo), photo.size)
             assert plan.clip_text is not None
             assert request.text is not None
             return success({Task.CLIP: embed_text(plan.clip_text, request.text, self.models)}, None)
@@ -78,12 +76,13 @@ class Service:
                 failed.append((task, kind, name))
         return failed
 
-    def _run(self, plan: Plan, image: Image.Image) -> dict[str, Any]:
+    def _run(self, plan: Plan, photo: Photo) -> dict[str, Any]:
         results: dict[str, Any] = {}
-        if plan.clip_image is not None:
-            results[Task.CLIP] = embed_image(plan.clip_image, image, self.models)
         if plan.faces is not None:
-            results[Task.FACES] = find_faces(plan.faces, image, self.models)
+            results[Task.FACES] = find_faces(plan.faces, photo.whole(), self.models)
         if plan.ocr is not None:
-            results[Task.OCR] = read_text(plan.ocr, image, self.models, orientation=self._orientation)
+            results[Task.OCR] = read_text(plan.ocr, photo.whole(), self.models, orientation=self._orientation)
+        # Last: alone it does with less than the whole photo.
+        if plan.clip_image is not None:
+            results[Task.CLIP] = embed_image(plan.clip_image, photo, self.models)
         return results

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import cv2
+
 from .errors import failure
 from .link import Alive, Done, Failed, Idle, LinkClosedError, Ready, Stop, Work, WorkerEnd
 from .service import Service
@@ -109,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Ctrl-C reaches every process of a terminal, systemd's SIGTERM every one of a service: the front decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # Requests are answered beside each other: threads inside each small step only get in each other's way.
+    cv2.setNumThreads(1)
     line = WorkerEnd(socket.socket(fileno=options.line))
     try:
         settings = load_settings()

@@ -1,18 +1,18 @@
 """Smart search: photos and queries to embeddings in one space."""
 
-from PIL import Image
-
 from ..answer import embedding_text
+from ..images import Photo
 from ..models import Models
 from ..plan import ClipImage, ClipText
 from .textual import ClipTextual
 from .visual import ClipVisual
 
 
-def embed_image(step: ClipImage, image: Image.Image, models: Models) -> str:
-    """Return the embedding of an RGB image, as JSON text."""
+def embed_image(step: ClipImage, photo: Photo, models: Models) -> str:
+    """Return the embedding of a photo, as JSON text."""
     with models.use(step.model, ClipVisual) as tower:
-        return embedding_text(tower.embed(image))
+        reduced = photo.reduced(tower.least_side)
+        return embedding_text(tower.embed(reduced.image, reduced.extent))
 
 
 def embed_text(step: ClipText, text: str, models: Models) -> str:

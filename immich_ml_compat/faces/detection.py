@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..engine import Array, Engine, Session
 from ..outputs import require_finite
 from ..store import ModelFiles
+from ..tensors import VALUES, look_up
 
 INPUT_SIZE = 640
 STRIDES = (8, 16, 32)
@@ -20,6 +21,7 @@ NMS_THRESHOLD = 0.4
 MAX_FACES = 1000
 
 _LANDMARKS = 5
+_NORMALISED = np.tile((VALUES - np.float32(127.5)) * np.float32(1 / 128), (3, 1))
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,7 @@ def preprocess(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
         scaled_height, scaled_width = max(1, int(INPUT_SIZE * (height / width))), INPUT_SIZE
     canvas = np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     canvas[:scaled_height, :scaled_width] = cv2.resize(image, (scaled_width, scaled_height))
-    tensor = (canvas.astype(np.float32) - np.float32(127.5)) * np.float32(1 / 128)
-    return np.ascontiguousarray(tensor.transpose(2, 0, 1))[None], scaled_height / height
+    return look_up(canvas, _NORMALISED)[None], scaled_height / height
 
 
 def non_maximum_suppression(boxes: NDArray[np.float32], threshold: float, limit: int) -> NDArray[np.intp]:

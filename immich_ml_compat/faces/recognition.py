@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from ..engine import Engine, Session
 from ..outputs import require_finite
 from ..store import ModelFiles
+from ..tensors import VALUES, look_up
 
 FACE_SIZE = 112
 DEFAULT_BATCH_SIZE = 16
+
+_NORMALISED = np.tile((VALUES - np.float32(127.5)) / np.float32(127.5), (3, 1))
 
 # Where ArcFace's training set has the landmarks of a face of 112 × 112, as x, y.
 REFERENCE_LANDMARKS = np.array(
@@ -59,8 +62,7 @@ class FaceRecognizer:
         return np.concatenate(batches) if batches else np.empty((0, 0), np.float32)
 
     def _embed_batch(self, faces: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        tensor = (np.stack(faces).astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
-        tensor = np.ascontiguousarray(tensor.transpose(0, 3, 1, 2))
+        tensor = np.stack([look_up(face, _NORMALISED) for face in faces])
         (embeddings, *_) = self._session.run({self._session.inputs[0].name: tensor})
         return require_finite(embeddings.reshape(len(faces), -1), self._name)
 

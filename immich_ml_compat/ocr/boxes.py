@@ -4,7 +4,9 @@ Liao et al. 2020, "Real-time Scene Text Detection with Differentiable Binarizati
 constants of PP-OCR: binarise, dilate, find contours, score each, grow it by the Vatti clipping offset.
 """
 
+import math
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import cv2
@@ -48,6 +50,8 @@ def boxes_from_map(probabilities: NDArray[np.float32], image_size: tuple[int, in
     contours, _ = cv2.findContours(binary, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     if len(contours) > MAX_CANDIDATES:
         contours = sorted(contours, key=cv2.contourArea, reverse=True)[:MAX_CANDIDATES]
+    scale = np.array(image_size) / (probabilities.shape[1], probabilities.shape[0])
+    last_pixel = np.array(image_size) - 1
     quads: list[NDArray[np.float32]] = []
     scores: list[float] = []
     for contour in contours:
@@ -60,7 +64,7 @@ def boxes_from_map(probabilities: NDArray[np.float32], image_size: tuple[int, in
         quad, side = _smallest_rectangle(_grow(core))
         if side < _MIN_BOX_SIDE:
             continue
-        quad = _to_image(quad, probabilities.shape, image_size)
+        quad = np.round(quad * scale).clip(0, last_pixel).astype(np.float32)
         if _is_large_enough(quad):
             quads.append(quad)
             scores.append(score)
@@ -80,25 +84,32 @@ def order_corners(points: NDArray[Any]) -> NDArray[np.float32]:
 
     The two leftmost make the left side, the upper of each side comes first.
     """
-    left, right = np.split(points[np.argsort(points[:, 0], kind="stable")], 2)
-    top_left, bottom_left = left[np.argsort(left[:, 1], kind="stable")]
-    top_right, bottom_right = right[np.argsort(right[:, 1], kind="stable")]
-    return np.stack([top_left, top_right, bottom_right, bottom_left]).astype(np.float32)
+    # For four points lists are several times faster than arrays.
+    corners = sorted(points.tolist(), key=itemgetter(0))
+    top_left, bottom_left = sorted(corners[:2], key=itemgetter(1))
+    top_right, bottom_right = sorted(corners[2:], key=itemgetter(1))
+    return np.array([top_left, top_right, bottom_right, bottom_left], np.float32)
 
 
 def _mean_inside(probabilities: NDArray[np.float32], quad: NDArray[np.float32]) -> float:
     """Return the mean probability inside a quadrilateral: the box's score."""
-    limits = np.array([probabilities.shape[1] - 1, probabilities.shape[0] - 1])
-    left, top = np.clip(np.floor(quad.min(axis=0)), 0, limits).astype(int)
-    right, bottom = np.clip(np.ceil(quad.max(axis=0)), 0, limits).astype(int)
+    xs, ys = quad.T.tolist()
+    left, right = _pixels_between(xs, probabilities.shape[1])
+    top, bottom = _pixels_between(ys, probabilities.shape[0])
     mask = np.zeros((bottom - top + 1, right - left + 1), np.uint8)
     cv2.fillPoly(mask, [(quad - (left, top)).astype(np.int32)], [1])
     return float(cv2.mean(probabilities[top : bottom + 1, left : right + 1], mask)[0])
 
 
+def _pixels_between(coordinates: list[float], length: int) -> tuple[int, int]:
+    """Return the first and the last pixel of an axis of that length that a shape with these corners touches."""
+    first, last = math.floor(min(coordinates)), math.ceil(max(coordinates))
+    return min(max(first, 0), length - 1), min(max(last, 0), length - 1)
+
+
 def _grow(quad: NDArray[np.float32]) -> NDArray[np.int32]:
     """Offset a quadrilateral outwards: the map is trained on boxes shrunk by the same rule."""
-    sides = np.roll(quad, -1, axis=0) - quad
+    sides = quad[[1, 2, 3, 0]] - quad
     perimeter = float(np.linalg.norm(sides, axis=1).sum())
     area = abs(float(cv2.contourArea(quad)))
     offset = pyclipper.PyclipperOffset()
@@ -106,13 +117,6 @@ def _grow(quad: NDArray[np.float32]) -> NDArray[np.int32]:
     polygons = offset.Execute(area * UNCLIP_RATIO / perimeter)
     # Clipper works on whole pixels: a sliver can vanish, and then stays as it was.
     return np.array([point for polygon in polygons for point in polygon] or quad, np.int32)
-
-
-def _to_image(
-    quad: NDArray[np.float32], map_shape: tuple[int, ...], image_size: tuple[int, int]
-) -> NDArray[np.float32]:
-    scale = np.array(image_size) / (map_shape[1], map_shape[0])
-    return np.clip(np.round(quad * scale), 0, np.array(image_size) - 1).astype(np.float32)
 
 
 def _is_large_enough(quad: NDArray[np.float32]) -> bool:

@@ -1,5 +1,7 @@
 """Cutting lines of text out of a photo, upright and of the recogniser's height."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +45,19 @@ def cut_line(image: NDArray[np.uint8], quad: NDArray[np.float32], *, half_turn: 
     width, height = _sides(corners)
     shrink = min(1.0, (_MAX_CROP_PIXELS / (width * height)) ** 0.5, _MAX_WARP_SIDE / max(width, height))
     width, height = max(1, int(width * shrink)), max(1, int(height * shrink))
+    line = cv2.resize(_rectify(image, corners, width, height), (-(-LINE_HEIGHT * width // height), LINE_HEIGHT))
+    return line.astype(np.uint8, copy=False)
+
+
+def _rectify(image: NDArray[np.uint8], corners: NDArray[np.float32], width: int, height: int) -> NDArray[Any]:
+    """Return a quadrilateral as an upright rectangle of that size."""
     target = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    matrix = cv2.getPerspectiveTransform(corners.astype(np.float32), target)
-    crop = cv2.warpPerspective(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    return cv2.resize(crop, (-(-LINE_HEIGHT * width // height), LINE_HEIGHT)).astype(np.uint8, copy=False)
+    left, top = (int(coordinate) for coordinate in corners[0])
+    inside = min(left, top) >= 0 and left + width <= image.shape[1] and top + height <= image.shape[0]
+    if inside and (corners - target == [left, top]).all():  # it is one already, of whole pixels
+        return image[top : top + height, left : left + width]
+    matrix = cv2.getPerspectiveTransform(corners, target)
+    return cv2.warpPerspective(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
 def split_line(line: NDArray[np.uint8]) -> list[tuple[NDArray[np.uint8], bool]]:
@@ -94,5 +105,5 @@ def _region(image: NDArray[np.uint8], quad: NDArray[np.float32]) -> tuple[NDArra
 
 def _sides(quad: NDArray[np.float32]) -> tuple[float, float]:
     """Return the longer of the two widths and of the two heights, each at least one pixel."""
-    top, right, bottom, left = np.linalg.norm(np.roll(quad, -1, axis=0) - quad, axis=1)
+    top, right, bottom, left = np.linalg.norm(quad[[1, 2, 3, 0]] - quad, axis=1)
     return max(1.0, float(max(top, bottom))), max(1.0, float(max(right, left)))

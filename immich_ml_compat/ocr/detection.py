@@ -13,6 +13,7 @@ from PIL import Image
 from ..engine import Engine, Session
 from ..outputs import require_finite
 from ..store import ModelFiles
+from ..tensors import VALUES, look_up, to_bgr
 from .boxes import TextBoxes, boxes_from_map
 
 MIN_IMAGE_SIDE = 32
@@ -28,6 +29,8 @@ TILE_OVERLAP = 256
 
 MAX_INPUT_PIXELS = 16_000_000
 """Whatever `maxResolution` says, the scaled image has no more pixels, but for rounding to SIDE_MULTIPLE."""
+
+_NORMALISED = np.tile(VALUES / np.float32(127.5) - np.float32(1), (3, 1))
 
 
 class TextDetector:
@@ -95,10 +98,7 @@ def input_size(width: int, height: int, max_resolution: int) -> tuple[int, int]:
 
 def normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """RGB uint8 [H, W, 3] to BGR float32 [1, 3, H, W] in -1…1."""
-    tensor = pixels[:, :, ::-1].transpose(2, 0, 1).astype(np.float32)
-    tensor /= np.float32(127.5)
-    tensor -= np.float32(1)
-    return tensor[None]
+    return look_up(to_bgr(pixels), _NORMALISED)[None]
 
 
 @dataclass(frozen=True, slots=True)

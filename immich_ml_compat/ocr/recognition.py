@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..engine import Engine, Session
 from ..outputs import require_finite
 from ..store import ModelFiles
+from ..tensors import VALUES, look_up
 from .crops import LINE_HEIGHT, split_line
 
 DEFAULT_BATCH_SIZE = 6
@@ -24,6 +25,8 @@ MAX_BATCH_WIDTH = 6 * 1024
 """The most columns in a batch, whatever its size: the output has a row of every character for each eighth one."""
 
 BLANK = 0
+
+_NORMALISED = np.tile(VALUES / np.float32(127.5) - np.float32(1), (3, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,10 @@ class TextRecognizer:
         readings: dict[int, Reading] = {}
         for batch in batches([strip.shape[1] for strip in strips], self._batch_size):
             (logits, *_) = self._session.run({self._session.inputs[0].name: pad([strips[i] for i in batch])})
-            # The best score of every step: where one is not finite, neither is its maximum.
-            scores = require_finite(logits.max(axis=2), self._name)
-            for i, steps, step_scores in zip(batch, logits.argmax(axis=2), scores, strict=True):
+            classes = logits.argmax(axis=2)
+            # The best score of every step: where one is not finite, neither is the one that argmax takes.
+            best = np.take_along_axis(logits, classes[:, :, None], axis=2)[:, :, 0]
+            for i, steps, step_scores in zip(batch, classes, require_finite(best, self._name), strict=True):
                 readings[i] = decode(steps, step_scores, self._characters)
         return [readings[i] for i in range(len(strips))]
 
@@ -97,7 +101,7 @@ def pad(strips: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
     width = max(MIN_WIDTH, *(strip.shape[1] for strip in strips))
     batch = np.zeros((len(strips), 3, LINE_HEIGHT, width), np.float32)
     for row, strip in zip(batch, strips, strict=True):
-        row[:, :, : strip.shape[1]] = strip.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+        row[:, :, : strip.shape[1]] = look_up(strip, _NORMALISED)
     return batch
 
 

@@ -1,0 +1,24 @@
+"""Pixels to a network's input: what each value becomes is looked up, not computed for every pixel."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+VALUES = np.arange(256, dtype=np.float32)
+"""What a sample of a picture can be."""
+
+
+def look_up(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn uint8 [H, W, 3] into float32 [3, H, W], where a sample v of channel c becomes `table[c, v]`.
+
+    `table` is float32 [3, 256].
+    """
+    planes = np.empty((3, *pixels.shape[:2]), np.float32)
+    for samples, values, plane in zip(cv2.split(pixels), table, planes, strict=True):
+        cv2.LUT(samples, values, dst=plane)
+    return planes
+
+
+def to_bgr(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return RGB uint8 [H, W, 3] with blue first."""
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR).astype(np.uint8, copy=False)

@@ -1,0 +1,109 @@
+"""Pixels to a network's input: the values of every task's table, in their places."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from immich_ml_compat.clip.visual import OPENAI_MEAN, OPENAI_STD, Preprocessing
+from immich_ml_compat.faces.detection import preprocess
+from immich_ml_compat.ocr.boxes import order_corners
+from immich_ml_compat.ocr.crops import LINE_HEIGHT, cut_line
+from immich_ml_compat.ocr.detection import normalise
+from immich_ml_compat.ocr.recognition import MIN_WIDTH, pad
+from immich_ml_compat.tensors import look_up, to_bgr
+
+Pixels = NDArray[np.uint8]
+
+
+def noise(*shape: int) -> Pixels:
+    return np.random.default_rng(len(shape) + sum(shape)).integers(0, 256, shape, np.uint8)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_every_sample_is_looked_up_in_its_channels_table(height: int, width: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    table = random.normal(size=(3, 256)).astype(np.float32)
+    pixels = random.integers(0, 256, (height, 2 * width, 3), np.uint8)
+    for view in (pixels, pixels[:, ::2], pixels[::-1, width:]):
+        expected = np.stack([table[channel][view[:, :, channel]] for channel in range(3)])
+        found = look_up(view, table)
+        assert found.dtype == np.float32
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_blue_comes_first() -> None:
+    pixels = noise(30, 40, 3)
+    np.testing.assert_array_equal(to_bgr(pixels), pixels[:, :, ::-1])
+
+
+@pytest.mark.parametrize(("mean", "std"), [(OPENAI_MEAN, OPENAI_STD), ((0.5,) * 3, (0.5,) * 3)])
+def test_clip_gets_what_its_formula_gives(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    pixels = noise(224, 224, 3)
+    expected = pixels.astype(np.float32) / np.float32(255)
+    expected -= np.array(mean, np.float32)
+    expected /= np.array(std, np.float32)
+    tensor = Preprocessing(224, mean, std)(Image.fromarray(pixels))
+    np.testing.assert_array_equal(tensor[0], expected.transpose(2, 0, 1))
+
+
+def test_faces_get_what_their_formula_gives() -> None:
+    pixels = noise(640, 640, 3)
+    tensor, scale = preprocess(pixels)
+    assert scale == 1
+    expected = (pixels.astype(np.float32) - np.float32(127.5)) * np.float32(1 / 128)
+    np.testing.assert_array_equal(tensor[0], expected.transpose(2, 0, 1))
+
+
+def test_text_gets_what_its_formula_gives() -> None:
+    pixels = noise(LINE_HEIGHT, MIN_WIDTH, 3)
+    expected = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    np.testing.assert_array_equal(pad([pixels])[0], expected.transpose(2, 0, 1))
+    np.testing.assert_array_equal(normalise(pixels)[0], expected[:, :, ::-1].transpose(2, 0, 1))
+
+
+# ---------------------------------------------------------------- short ways to the same result
+
+
+def upright(left: int, top: int, right: int, bottom: int) -> NDArray[np.float32]:
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
+
+
+@given(st.tuples(st.integers(0, 299), st.integers(0, 299)), st.tuples(st.integers(0, 119), st.integers(0, 119)))
+@settings(deadline=None)
+def test_an_upright_line_is_cut_out_as_a_warp_would(xs: tuple[int, int], ys: tuple[int, int]) -> None:
+    image, quad = noise(120, 300, 3), upright(min(xs), min(ys), max(xs), max(ys))
+    width, height = np.ptp(xs), np.ptp(ys)
+    assume(0 < height < 1.5 * width)
+    matrix = cv2.getPerspectiveTransform(quad, upright(0, 0, width, height))
+    crop = cv2.warpPerspective(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    expected = cv2.resize(crop, (-(-LINE_HEIGHT * width // height), LINE_HEIGHT))
+    np.testing.assert_array_equal(cut_line(image, quad), expected)
+
+
+def test_a_line_that_reaches_out_of_the_picture_goes_on_as_its_edge() -> None:
+    image = np.full((40, 200, 3), 90, np.uint8)
+    image[:, 150:] = 200
+    line = cut_line(image, upright(100, 10, 220, 34))
+    assert line.shape == (LINE_HEIGHT, 240, 3)
+    assert line[:, :90].max() == 90
+    assert line[:, 110:].min() == 200
+
+
+_coordinate = st.floats(-1000, 1000, width=32)
+
+
+@given(st.lists(st.tuples(_coordinate, _coordinate), min_size=4, max_size=4))
+def test_corners_are_ordered_by_side_and_then_by_height(points: list[tuple[float, float]]) -> None:
+    corners = np.array(points, np.float32)
+    ordered = order_corners(corners)
+    assert sorted(map(tuple, ordered.tolist())) == sorted(points)
+    top_left, top_right, bottom_right, bottom_left = ordered
+    assert max(top_left[0], bottom_left[0]) <= min(top_right[0], bottom_right[0])
+    assert top_left[1] <= bottom_left[1]
+    assert top_right[1] <= bottom_right[1]
