@@ -12,23 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
-    from PIL import Image
-
     from immich_ml_compat import service
     from immich_ml_compat.engine import Array, Session
     from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSession
-    from immich_ml_compat.images import decode
+    from immich_ml_compat.images import Photo
 
     class Panic(BaseException):
         """What a library in Rust raises."""
 
-    def fault(data: bytes) -> Image.Image:
+    def fault(data: bytes) -> Photo:
         if data == b"fault:panic":
             raise Panic
         if data.startswith(b"fault:"):
             os.kill(os.getpid(), getattr(signal, data.removeprefix(b"fault:").decode()))
             time.sleep(60)  # the signal takes its time
-        return decode(data)
+        return Photo(data)
 
     load = OnnxRuntimeEngine.load
 
@@ -48,5 +46,5 @@ if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
 
     OnnxRuntimeSession.run = slow_run  # type: ignore[method-assign]
 
-    service.decode = fault  # type: ignore[attr-defined]
+    service.Photo = fault  # type: ignore[attr-defined, assignment]
     OnnxRuntimeEngine.load = slow_load  # type: ignore[assignment, method-assign]
