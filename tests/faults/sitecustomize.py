@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import Any
 
 if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
-    from PIL import Image
-
     from immich_ml_compat import service
     from immich_ml_compat.engine import Array, Engine, Session
-    from immich_ml_compat.images import decode
+    from immich_ml_compat.images import Photo
 
     class Panic(BaseException):
         """What a library in Rust raises."""
 
-    def fault(data: bytes) -> Image.Image:
+    def fault(data: bytes) -> Photo:
         if data == b"fault:panic":
             raise Panic
         if data.startswith(b"fault:"):
             os.kill(os.getpid(), getattr(signal, data.removeprefix(b"fault:").decode()))
             time.sleep(60)  # the signal takes its time
-        return decode(data)
+        return Photo(data)
 
     def wait_for(variable: str) -> None:
         while Path(os.environ.get(variable, "/nowhere")).exists():
@@ -59,4 +57,4 @@ if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
 
     make_engine = service.make_engine  # type: ignore[attr-defined]
     service.make_engine = lambda *given: SlowEngine(make_engine(*given))  # type: ignore[attr-defined]
-    service.decode = fault  # type: ignore[attr-defined]
+    service.Photo = fault  # type: ignore[attr-defined, assignment]
