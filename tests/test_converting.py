@@ -1,6 +1,7 @@
 """Models made from an official checkpoint: downloaded from a hub on 127.0.0.1, or lying on the disk."""
 
 import errno
+import gzip
 import json
 import logging
 import os
@@ -197,6 +198,65 @@ def test_a_sum_that_would_be_a_path_is_refused(
     hub.fault("/api/models/", times=99, status=404)
     assert "is no sum. Do not use this hub" in failure(make())
     assert not list(store.folder.parent.rglob("evil*"))
+
+
+def listing(**more: Any) -> bytes:
+    """What ModelScope answers, and what it may say besides."""
+    return json.dumps({"Code": 200, "Data": {"Files": [{"Path": CHECKPOINT, "Size": 200_002} | more]}}).encode()
+
+
+HUGE = listing() + b" " * (8 << 20)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "cause"),
+    [
+        (HUGE, {}, "does not answer like ModelScope"),
+        (gzip.compress(HUGE), {"Content-Encoding": "gzip"}, "does not answer like ModelScope"),
+        (listing(Size=2**62), {}, f"{2**62} bytes is no size of a model's file"),
+        (listing().replace(b"200,", b"500,", 1), {}, "ModelScope answered 500"),
+    ],
+    ids=["long", "packed", "size", "code"],
+)
+def test_a_listing_that_cannot_be_true_leads_to_the_next_hub(
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    hub: TestHub,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    body: bytes,
+    headers: dict[str, str],
+    cause: str,
+) -> None:
+    from .hub import _Handler
+
+    monkeypatch.setattr(_Handler, "_list_modelscope", lambda handler, _: handler._answer(200, body, headers))
+    make(first="modelscope").fetch(CHINESE_VISUAL)
+    assert tree(folder) == MADE
+    assert cause in caplog.text
+    (asked,) = [request for request in hub.requests if request.path.startswith("/api/v1/")]
+    assert asked.headers["accept-encoding"] == "identity"
+    assert not [request for request in hub.downloads() if MODELSCOPE in request.path]
+
+
+def test_a_length_that_cannot_be_true_leads_to_the_next_hub(
+    make: Make, monkeypatch: pytest.MonkeyPatch, hub: TestHub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from .hub import _Handler
+
+    send = _Handler._send
+
+    def lie(handler: _Handler, path: str, content: bytes) -> None:
+        if not path.startswith("/cdn/"):
+            return send(handler, path, content)
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(2**62))
+        return handler.end_headers()
+
+    monkeypatch.setattr(_Handler, "_send", lie)
+    make().fetch(CHINESE_VISUAL)
+    assert tree(folder) == MADE
+    assert f"{2**62} bytes is no size of a model's file" in caplog.text
 
 
 def test_a_passing_refusal_of_modelscope_passes(make: Make, hub: TestHub, folder: Path) -> None:
