@@ -10,13 +10,14 @@ from urllib.parse import urlsplit
 from .catalog import CHINESE_CLIP_DIMENSIONS, Task, clean_name
 from .downloads import Downloader
 from .downloads.checking import State, check, files_in
-from .downloads.converting import own
+from .downloads.converting import own, require_readable
 from .downloads.failures import DownloadError
 from .downloads.manifest import MANIFEST, Manifest, read_manifest
+from .downloads.origin import is_small
 from .downloads.sources import downloadable
 from .errors import ModelUnavailableError
 from .settings import ConfigurationError, Settings
-from .store import GRAPH, ModelStore
+from .store import GRAPH, PARTIAL, ModelStore
 
 _CHINESE_CLIP = "cn-clip_"
 
@@ -73,9 +74,13 @@ class _Command:
     def convert(self) -> int:
         name = _chinese_clip_name(self._options.name)
         path = self._options.checkpoint
+        if path.resolve().is_relative_to((self._store.folder / PARTIAL).resolve()):
+            raise ConfigurationError(
+                f"{path} is part of a download that was begun, which `models download {name}` goes on with. To convert "
+                f"it, copy it to another folder first"
+            )
         try:
-            with path.open("rb"):
-                pass
+            require_readable(path)
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from error
         try:
@@ -94,8 +99,9 @@ class _Command:
 
     def _require_absence(self, name: str) -> None:
         folder = self._store.model_folder(Task.CLIP, name)
-        # What is half in place is not there, and is put in place by what comes now.
-        if folder.exists() and not self._store.marker(Task.CLIP, name).exists():
+        # What is half in place is not there, and is put in place by what comes now; but not beside what was before.
+        half_in_place = self._store.marker(Task.CLIP, name).exists() and not (folder / MANIFEST).exists()
+        if any(path.is_file() for path in folder.rglob("*")) and not half_in_place:
             raise ConfigurationError(
                 f"{folder} is there already and stays as it is. Remove it first, with `models remove {name}` where "
                 f"this program made it, or move it away"
@@ -165,9 +171,9 @@ class _Command:
 
     def _origin(self, task: Task, name: str) -> str:
         folder = self._store.model_folder(task, name)
-        known = read_manifest(folder / MANIFEST)
-        if known is not None and known.files:
-            latest = max(known.files.values(), key=lambda file: file.date)
+        known = (read_manifest(folder / MANIFEST) or Manifest()).files
+        if graphs := [file for path, file in known.items() if not is_small(path)]:
+            latest = max(graphs, key=lambda file: file.date)
             return f"{urlsplit(latest.address).netloc or 'own checkpoint'}, {latest.date:%Y-%m-%d}"
         if folder.is_dir():
             return "stock server or own"

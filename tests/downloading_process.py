@@ -6,6 +6,7 @@ With a moment it kills itself there, as a power cut would.
 """
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -60,17 +61,26 @@ MOMENTS: dict[str, Any] = {
 
 converters: dict[str, Convert] = {"test": convert}
 
+
+def half_a_copy(_: Path, target: Path) -> None:
+    target.write_bytes(b"half")
+    die()
+
+
 CONVERSION_MOMENTS: dict[str, Any] = {
     "checkpoint staged": patch.object(Conversion, "_make", die).start,
     "half converted": patch.dict(converters, test=convert_and_die).start,
 }
 """Those that only models have that are made here."""
 
+ADOPTION: dict[str, Any] = {"half a leftover copied": patch.object(shutil, "copyfile", half_a_copy).start}
+"""The moment that only a process has that comes after one that was killed."""
+
 
 if __name__ == "__main__":
     hub, cache, lease, model = sys.argv[1:5]
     if sys.argv[5:]:
-        (MOMENTS | CONVERSION_MOMENTS)[sys.argv[5]]()
+        (MOMENTS | CONVERSION_MOMENTS | ADOPTION)[sys.argv[5]]()
     Downloader(
         ModelStore(Path(cache)),
         hubs={"huggingface": lambda: HuggingFace(hub)},

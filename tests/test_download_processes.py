@@ -1,12 +1,15 @@
 """Processes that are killed while they download, that share a cache folder, or that fall asleep."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from immich_ml_compat.store import ModelStore
 
 from .converting import CHECKPOINT, CHINESE, CHINESE_VISUAL, HUGGINGFACE, checkpoint, convert, made_of
 from .downloading import GRAPH, NAME, TEXTUAL, VISUAL, Make, contents, published, tree
-from .downloading_process import CONVERSION_MOMENTS, MOMENTS
+from .downloading_process import ADOPTION, CONVERSION_MOMENTS, MOMENTS
 from .hub import TestHub
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +88,51 @@ def test_a_kill_in_the_middle_of_a_file_costs_only_what_was_under_way(
     assert request.first_byte >= 100_000
     assert hub.downloads("/config.json") == []
     assert tree(store.folder / "clip" / NAME) == published(contents())
+
+
+def test_a_kill_while_a_leftover_is_taken_over_costs_nothing(make: Make, store: ModelStore, hub: TestHub) -> None:
+    for moment in ("all files staged", *ADOPTION):
+        with downloading(hub, store, moment) as process:
+            assert process.wait(60) == -signal.SIGKILL
+    staged = [tree(path) for path in store.partial(Task.CLIP, NAME).glob("*/model")]
+    assert len(staged) == 2
+    assert all(files.items() <= published(contents()).items() for files in staged), "none is there in half"
+    hub.requests.clear()
+    make().fetch(VISUAL)
+    assert hub.downloads() == []
+    assert tree(store.folder / "clip" / NAME) == published(contents())
+
+
+@pytest.mark.parametrize(("whole", "half"), [("1-a", "2-b"), ("2-b", "1-a")])
+@pytest.mark.parametrize("kind", ["parts", "model"])
+def test_the_longer_of_two_leftovers_is_taken_over(
+    make: Make, store: ModelStore, hub: TestHub, whole: str, half: str, kind: str
+) -> None:
+    content = contents()[GRAPH]
+    path = GRAPH if kind == "model" else sha256(content).hexdigest()[:40]
+    for process, length in ((whole, len(content)), (half, 1000)):
+        place = store.partial(Task.CLIP, NAME) / process / kind / path
+        place.parent.mkdir(parents=True)
+        place.write_bytes(content[:length])
+    make().fetch(VISUAL)
+    assert hub.downloads(GRAPH) == []
+    assert tree(store.folder / "clip" / NAME) == published(contents())
+
+
+def test_waiting_for_another_process_is_said(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    def wait() -> None:
+        with make().alone(Task.CLIP, NAME):
+            pass
+
+    other = threading.Thread(target=wait)
+    with make().alone(Task.CLIP, NAME):
+        other.start()
+        wait_until(lambda: "Waiting" in caplog.text)
+    other.join()
+    # It may as well convert or remove.
+    assert f"Waiting for another process to be done with clip/{NAME}" in caplog.text
 
 
 def test_four_processes_download_once(store: ModelStore, hub: TestHub) -> None:

@@ -1,6 +1,7 @@
 """`immich-ml-compat models`: list, download, verify, remove."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -13,14 +14,14 @@ import onnx
 import pytest
 from onnx.tools import update_model_dims
 
-from immich_ml_compat.catalog import NAMES
+from immich_ml_compat.catalog import NAMES, Task
 from immich_ml_compat.chinese_clip import conversion
 from immich_ml_compat.cli import main
-from immich_ml_compat.downloads import downloader
+from immich_ml_compat.downloads import Downloader, downloader
 from immich_ml_compat.downloads.huggingface import HuggingFace
 from immich_ml_compat.store import ModelStore
 
-from .converting import CHECKPOINT, CHINESE, HUGGINGFACE, checkpoint, convert, made_of
+from .converting import CHECKPOINT, CHINESE, CHINESE_VISUAL, HUGGINGFACE, checkpoint, convert, made_of, pipe
 from .downloading import GRAPH, NAME, contents, published, tree
 from .hub import TestHub
 from .oracles import packaged
@@ -48,10 +49,14 @@ def run(hub: TestHub, store: ModelStore, monkeypatch: pytest.MonkeyPatch, capsys
 
 def put_by_hand(store: ModelStore) -> Path:
     folder = store.folder / "clip" / NAME
-    for path, content in published(contents()).items():
+    put_files(folder, published(contents()))
+    return folder
+
+
+def put_files(folder: Path, files: dict[str, bytes]) -> None:
+    for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
-    return folder
 
 
 def test_list(run: Run, store: ModelStore) -> None:
@@ -298,6 +303,10 @@ def converting(monkeypatch: pytest.MonkeyPatch, hub: TestHub) -> None:
     hub.repositories[HUGGINGFACE] = {CHECKPOINT: checkpoint()}
 
 
+def megabytes(files: dict[str, bytes]) -> str:
+    return f"{sum(map(len, files.values())) / 1e6:.1f} MB"
+
+
 @pytest.fixture
 def own_file(tmp_path: Path) -> Path:
     (tmp_path / CHECKPOINT).write_bytes(checkpoint())
@@ -307,12 +316,13 @@ def own_file(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("converting")
 def test_a_chinese_model_is_downloaded_listed_verified_and_removed(run: Run, store: ModelStore, hub: TestHub) -> None:
     assert run("list", "--all")[1].count("cn-clip_") == 5
-    assert run("download", CHINESE)[:2] == (0, f"clip/{CHINESE}: complete, 0.2 MB\n")
-    assert re.search(rf"clip +{CHINESE} +0\.2 MB +127\.0\.0\.1:\d+, \S+ +complete", run("list")[1])
+    size = megabytes(made_of(checkpoint()))
+    assert run("download", CHINESE)[:2] == (0, f"clip/{CHINESE}: complete, {size}\n")
+    assert re.search(rf"clip +{CHINESE} +{re.escape(size)} +127\.0\.0\.1:\d+, \S+ +complete", run("list")[1])
     hub.requests.clear()
     assert run("verify", CHINESE)[1].count(": ok\n") == len(made_of(checkpoint()))
     assert hub.requests == []
-    assert run("remove", CHINESE, "--yes")[:2] == (0, f"clip/{CHINESE}: 0.2 MB freed\n")
+    assert run("remove", CHINESE, "--yes")[:2] == (0, f"clip/{CHINESE}: {size} freed\n")
     assert not (store.folder / "clip" / CHINESE).exists()
 
 
@@ -321,7 +331,8 @@ def test_a_chinese_model_is_downloaded_listed_verified_and_removed(run: Run, sto
 @pytest.mark.parametrize("half", [False, True])
 def test_convert(run: Run, store: ModelStore, hub: TestHub, own_file: Path, given: str, half: bool) -> None:
     code, output, errors = run("convert", "cn-clip", given, "--from", str(own_file), *["--fp16"] * half)
-    assert (code, output, errors) == (0, f"clip/{CHINESE}: complete, 0.{1 if half else 2} MB\n", "")
+    size = megabytes(made_of(checkpoint(), half=half))
+    assert (code, output, errors) == (0, f"clip/{CHINESE}: complete, {size}\n", "")
     assert tree(store.folder / "clip" / CHINESE) == made_of(checkpoint(), half=half)
     assert own_file.read_bytes() == checkpoint()
     assert hub.requests == []
@@ -370,6 +381,72 @@ def test_convert_used_wrongly(run: Run, own_file: Path, name: str, file: str, me
     code, output, errors = run("convert", "cn-clip", name, "--from", str(own_file.parent / file))
     assert (code, output) == (2, "")
     assert message in errors
+
+
+CONVERT = ("convert", "cn-clip", "ViT-B-16", "--from")
+
+
+@pytest.mark.usefixtures("converting")
+def test_convert_does_not_wait_for_a_pipe(run: Run, store: ModelStore, own_file: Path) -> None:
+    own_file.unlink()
+    with pipe(own_file, checkpoint()):
+        code, output, errors = run(*CONVERT, str(own_file))
+    assert (code, output, errors) == (2, "", f"{own_file}: cannot be read (Not a regular file)\n")
+    assert not store.lock(Task.CLIP, CHINESE).exists()
+
+
+@pytest.mark.usefixtures("converting")
+def test_convert_into_a_folder_without_files(run: Run, store: ModelStore, own_file: Path) -> None:
+    (store.folder / "clip" / CHINESE / "visual").mkdir(parents=True)
+    assert run(*CONVERT, str(own_file))[0] == 0
+    assert tree(store.folder / "clip" / CHINESE) == made_of(checkpoint())
+
+
+@pytest.mark.usefixtures("converting")
+@pytest.mark.parametrize("link", [False, True])
+def test_convert_of_what_was_begun_to_be_downloaded(run: Run, store: ModelStore, own_file: Path, link: bool) -> None:
+    begun = store.partial(Task.CLIP, CHINESE) / "1-a/model" / CHECKPOINT
+    begun.parent.mkdir(parents=True)
+    own_file.replace(begun)
+    own_file.symlink_to(begun)
+    code, output, errors = run(*CONVERT, str(own_file if link else begun))
+    assert (code, output) == (2, "")
+    assert "is part of a download that was begun, which `models download" in errors
+    assert errors.count("\n") == 1
+    assert begun.read_bytes() == checkpoint()
+
+
+@pytest.mark.usefixtures("converting")
+def test_convert_beside_a_mending_that_broke_off(run: Run, store: ModelStore, own_file: Path) -> None:
+    """What was there before is of another checkpoint."""
+    assert run(*CONVERT, str(own_file))[0] == 0
+    before = tree(store.folder / "clip" / CHINESE)
+    store.marker(Task.CLIP, CHINESE).write_text(json.dumps({"files": {}}))
+    own_file.write_bytes(checkpoint(1))
+    assert "is there already and stays as it is" in run(*CONVERT, str(own_file))[2]
+    assert tree(store.folder / "clip" / CHINESE) == before
+
+
+def test_convert_with_too_little_memory(
+    run: Run, store: ModelStore, own_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(conversion, "convert", run_out)
+    code, output, errors = run(*CONVERT, str(own_file))
+    assert (code, output) == (1, "")
+    assert re.fullmatch(rf"Model '{CHINESE}' could not be made: too little memory .*\n", errors)
+    assert not store.partial(Task.CLIP, CHINESE).exists()
+
+
+@pytest.mark.usefixtures("converting")
+def test_a_mended_small_file_does_not_change_where_a_model_is_from(run: Run, store: ModelStore, own_file: Path) -> None:
+    folder = store.folder / "clip" / CHINESE
+    put_files(folder, {GRAPH: b"mine", "textual/model.onnx": b"mine", "config.json": b"{"})
+    Downloader(store).replace(CHINESE_VISUAL)
+    assert re.search(rf"clip +{CHINESE} .* stock server or own +complete", run("list")[1])
+    assert "config.json: ok" in run("verify", CHINESE)[1]
 
 
 @pytest.mark.usefixtures("converting")

@@ -5,6 +5,7 @@ huggingface.py  modelscope.py  the hubs, over hub.py and transfer.py (resumed HT
 staging.py                     where files lie until they are complete and checked
 manifest.py  installing.py     what was downloaded; how it gets into a model's folder
 converting.py                  models that are made here from an official checkpoint
+mending.py  origin.py          what is wrong with a folder of such a model, and which checkpoint may mend it
 downloader.py                  all of it together, one process at a time
 checking.py  batch_axis.py     sums of what is on disk, for `models verify`
 """

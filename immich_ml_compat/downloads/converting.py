@@ -1,25 +1,31 @@
 """Models that no hub has as they lie in the cache folder: made here from an official checkpoint.
 
 The checkpoint comes in, the files made of it are put in place like downloaded ones, and the manifest has their
-sums under the checkpoint's address. What is made is the same each time, so it can be made again to mend a folder.
+sums under the checkpoint's address. What is made is the same each time, so it can be made again to mend a folder:
+which files is in `mending.py`, and with which checkpoint in `origin.py`.
 """
 
+import errno
 import logging
 import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from ..catalog import ModelType, Task
 from ..chinese_clip.checkpoint import CheckpointError
+from ..chinese_clip.configuration import small_file, small_paths
 from ..errors import ModelUnavailableError
-from ..store import CONFIG, GRAPH, ModelStore, expected_files
+from ..store import GRAPH, ModelStore
 from .failures import DownloadError, require_space
 from .files import RemoteFile
 from .installing import Installation
-from .manifest import MANIFEST, Manifest, ManifestFile, describe, read_manifest
+from .manifest import Manifest, describe
+from .mending import Folder
+from .origin import is_own, is_small
 from .progress import Progress
 from .staging import Staging
 
@@ -71,11 +77,19 @@ def own(path: Path) -> Checkpoint:
     return Checkpoint(path, path.as_uri())
 
 
+def require_readable(path: Path) -> None:
+    """Raise OSError for a checkpoint that cannot be read."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))  # opening a pipe waits for who writes into it
+    with path.open("rb"):
+        pass
+
+
 Obtain = Callable[[Staging], Checkpoint]
 """Gets the checkpoint, through the staging area where it has to be downloaded. Raises DownloadError, OSError."""
 
-_Choice = tuple[list[str], list[str]]
-"""Files to put in place, and those of them that replace others."""
+_PACKAGE = "immich-ml-compat"
+"""The address of small files that come from this package alone."""
 
 
 class Conversion:
@@ -87,44 +101,96 @@ class Conversion:
         self._name = name
         self._convert = converter
         self._folder = store.model_folder(task, name)
-        self._installation = Installation(self._folder, store.marker(task, name), store.partial(task, name))
+        self._partial = store.partial(task, name)
+        self._installation = Installation(self._folder, store.marker(task, name), self._partial)
+
+    def needs_checkpoint(self, damaged: ModelType | None = None) -> bool:
+        """Mend what needs none; tell whether one is needed to make what the folder lacks, or the `damaged` tower.
+
+        Raises OSError, and ModelUnavailableError where the tower is as it was made.
+        """
+        folder = Folder(self._folder, self._name)
+        if damaged is None:
+            wrong = folder.lost()
+            lacks_graph = self._store.missing(self._task, self._name) or not all(map(is_small, wrong))
+            if lacks_graph or self._installation.is_open:
+                return True
+        else:
+            changed = folder.changed(damaged)
+            if not all(map(is_small, changed)):
+                return True
+            graph = folder.known.get(f"{damaged}/{GRAPH}")
+            wrong = folder.broken(damaged)
+            if not wrong and graph is None:
+                return True  # only a comparison tells what is wrong with it
+            wrong = wrong or changed
+            if not wrong and graph is not None:
+                raise self._cannot_run(graph.address)
+        self._renew(wrong, folder)
+        return False
+
+    def bring_from_own(self, given: Path | None, damaged: ModelType | None = None) -> bool:
+        """Do as `bring` with a checkpoint on the disk, the one `given` or that of the folder; tell whether one served.
+
+        It is only read. Raises OSError, and ModelUnavailableError as `bring`, and where no other checkpoint will do.
+        """
+        origin = Folder(self._folder, self._name).origin
+        required = origin.own if origin else None
+        failures: dict[Path, str] = {}
+        for path in dict.fromkeys(path for path in (required, given) if path is not None):
+            if not (failure := self._try_own(path, damaged)):
+                return True
+            failures[path] = failure
+        if origin is not None and required is not None:
+            raise ModelUnavailableError(
+                f"Model '{self._name}' was made from {origin.address}, and nothing else fits what is left of it: "
+                f"{'; '.join(failures.values())}. Put that file back, or remove the model and convert it again: "
+                f"`immich-ml-compat models remove {self._name}`, `immich-ml-compat models convert`"
+            )
+        for path, failure in failures.items():
+            level = logging.WARNING if path.exists() else logging.INFO
+            log.log(level, "%s/%s: %s. Downloading instead", self._task, self._name, failure)
+        return False
 
     def bring(self, obtain: Obtain, damaged: ModelType | None = None, *, half: bool = False) -> None:
-        """Make what the folder lacks, or the `damaged` tower as far as its files are not those that were made.
+        """Make what the folder lacks, or the `damaged` tower as far as its files are not those that are made.
 
-        Where nothing lacks the checkpoint is not asked for. Raises DownloadError, also for a checkpoint that cannot
-        be used, OSError for what the disk refuses, and ModelUnavailableError where the tower is as it was made.
+        In float16 where `half`, or where the folder was made so. Raises DownloadError, also for a checkpoint that
+        cannot be used, OSError for what the disk refuses, and ModelUnavailableError where the tower is as it is made,
+        or memory too short.
         """
-        if damaged is not None:
-            if address := self._made_from(damaged):
-                raise self._cannot_run(address)
-            self._run(obtain, lambda made: self._damaged(damaged, made), half=half)
-        elif not self._is_complete():
-            self._run(obtain, self._missing, half=half)
+        folder = Folder(self._folder, self._name)
+        origin = folder.origin
+        half = half or (origin is not None and origin.half)
+        try:
+            with Staging(self._partial) as staging:
+                checkpoint = obtain(staging)
+                made = self._make(checkpoint, staging, half=half)
+                if origin is not None and is_own(checkpoint.address) and not origin.makes(made):
+                    raise DownloadError(f"{checkpoint.path} is not the checkpoint that {self._folder} was made from")
+                chosen, replaced = self._choose(damaged, made, folder)
+                for path in made.files.keys() - set(chosen):
+                    (staging.made / path).unlink()
+                new = Manifest(files={path: made.files[path] for path in chosen})
+                self._installation.install(staging.made, new, replaced)
+        except MemoryError as error:
+            # Outside the context: a checkpoint that was downloaded is as good as before.
+            raise ModelUnavailableError(
+                f"Model '{self._name}' could not be made: too little memory to convert the checkpoint. Give this "
+                f"server more, or convert it elsewhere (`immich-ml-compat models convert`) and copy the folder here"
+            ) from error
 
-    def bring_from_own(self, path: Path, damaged: ModelType | None = None) -> bool:
-        """Do the same with a person's own checkpoint, which is only read; tell whether it served.
-
-        Raises OSError and ModelUnavailableError as `bring`.
-        """
-        if not _can_be_read(path):
-            return False
+    def _try_own(self, path: Path, damaged: ModelType | None) -> str:
+        """Bring from a file; return why it did not serve."""
+        try:
+            require_readable(path)
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
         try:
             self.bring(lambda _: own(path), damaged)
         except DownloadError as error:
-            log.warning("%s/%s: %s. Downloading instead", self._task, self._name, error)
-            return False
-        return True
-
-    def _run(self, obtain: Obtain, choose: Callable[[Manifest], _Choice], *, half: bool = False) -> None:
-        with Staging(self._store.partial(self._task, self._name)) as staging:
-            checkpoint = obtain(staging)
-            made = self._make(checkpoint, staging, half=half)
-            chosen, damaged = choose(made)
-            for path in made.files.keys() - set(chosen):
-                (staging.made / path).unlink()
-            new = Manifest(files={path: made.files[path] for path in chosen})
-            self._installation.install(staging.made, new, damaged)
+            return str(error)
+        return ""
 
     def _make(self, checkpoint: Checkpoint, staging: Staging, *, half: bool) -> Manifest:
         """Convert into `staging.made` and return what is there."""
@@ -152,81 +218,47 @@ class Conversion:
                 os.fsync(content.fileno())
         paths = sorted(path.relative_to(folder).as_posix() for path in files)
         log.info("Converted %s/%s in %.1f s", self._task, self._name, time.monotonic() - start)
-        return describe([RemoteFile(path, checkpoint.address) for path in paths], folder)
+        return describe([RemoteFile(path, checkpoint.address) for path in paths], folder, half=half)
 
-    def _known(self) -> Mapping[str, ManifestFile]:
-        return (read_manifest(self._folder / MANIFEST) or Manifest()).files
+    def _renew(self, paths: list[str], folder: Folder) -> None:
+        """Put this package's small files in the place of those that are there, which are set aside."""
+        files = {path: small_file(self._name, path) for path in paths if path in small_paths(self._name)}
+        if not files:
+            return
+        self._partial.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._partial, ignore_cleanup_errors=True) as name:
+            staged = Path(name)
+            for path, content in files.items():
+                (staged / path).parent.mkdir(exist_ok=True)
+                (staged / path).write_bytes(content)
+            address = folder.origin.address if folder.origin else _PACKAGE
+            new = describe([RemoteFile(path, address) for path in files], staged)
+            self._installation.install(staged, new, files)
 
-    def _is_complete(self) -> bool:
-        missing = self._store.missing(self._task, self._name)
-        there = not missing and all((self._folder / path).exists() for path in self._known())
-        return there and not self._installation.is_open
-
-    def _made_from(self, kind: ModelType) -> str | None:
-        """Return the address of the checkpoint where all of a tower is as it was made; otherwise None."""
-        known = self._known()
-        scope = [path for path in {*known, *expected_files(self._task)} if _belongs(path, kind)]
-        if all(path in known and known[path].is_at(self._folder / path) for path in scope):
-            return known[f"{kind}/{GRAPH}"].address
-        return None
-
-    def _missing(self, made: Manifest) -> _Choice:
-        """Choose what the folder lacks. A graph and its weights come together, or not at all beside others' own."""
-        interrupted = self._installation.interrupted.files
-
-        def is_right(path: str) -> bool:
-            return made.files[path].is_at(self._folder / path)
-
-        def is_lacking(path: str) -> bool:
-            # What an interrupted installation left may be half a file, where the disk cannot rename at once.
-            return not (self._folder / path).exists() or (path in interrupted and not is_right(path))
-
-        def is_wanted(path: str) -> bool:
-            graph = _graph_of(path)
-            return not is_right(path) and (is_lacking(graph) or (is_lacking(path) and is_right(graph)))
-
-        chosen = [path for path in made.files if is_wanted(path)]
-        return chosen, [path for path in chosen if not is_lacking(path)]  # weights whose graph is gone
-
-    def _damaged(self, kind: ModelType, made: Manifest) -> _Choice:
-        """Choose what may keep a tower from loading: small files that lack, its graph and weights, else the others."""
-        scope = {path: file for path, file in made.files.items() if _belongs(path, kind)}
-        wrong = [path for path, file in scope.items() if not file.is_at(self._folder / path)]
-        if not wrong:
-            raise self._cannot_run(next(iter(scope.values())).address)
-        lacking = [path for path in wrong if _is_small(path) and not (self._folder / path).exists()]
-        if lacking and f"{kind}/{GRAPH}" not in self._known():
-            return lacking, []  # a person's own graph may be fine but for that
-        chosen = [*lacking, *(path for path in wrong if not _is_small(path))] or wrong
-        return chosen, chosen
+    def _choose(self, damaged: ModelType | None, made: Manifest, folder: Folder) -> tuple[list[str], list[str]]:
+        """Return which of the files that were made are put in place, and those of them that replace others."""
+        if damaged is None:
+            chosen, replaced = folder.missing(made.files, self._installation.interrupted.files)
+        else:
+            replaced = folder.wrong(damaged, made.files)
+            if not replaced:
+                # The next time that is known without a checkpoint.
+                self._installation.record(Manifest(files=dict(folder.right(damaged, made.files))))
+                raise self._cannot_run(made.files[f"{damaged}/{GRAPH}"].address)
+            chosen = list({*replaced, *folder.lacking(damaged, made.files)})
+        for path in folder.strangers(chosen, made.files):
+            log.warning(
+                "%s/%s: what %s was made from is not known: text finds photos only where both towers are of the same "
+                "checkpoint, and the other one is of %s now",
+                self._task,
+                self._name,
+                self._folder / path,
+                made.files[path].address,
+            )
+        return chosen, replaced
 
     def _cannot_run(self, address: str) -> ModelUnavailableError:
         return ModelUnavailableError(
             f"Model '{self._name}' does not load, though its files are those made from {address}: "
             f"this server's engine cannot run it, or has too little memory"
         )
-
-
-def _can_be_read(path: Path) -> bool:
-    try:
-        with path.open("rb"):
-            return True
-    except FileNotFoundError:
-        log.info("%s is not there: downloading instead", path)
-        return False
-    except OSError as error:
-        log.warning("%s cannot be read (%s): downloading instead", path, error.strerror)
-        return False
-
-
-def _belongs(path: str, kind: ModelType) -> bool:
-    return path == CONFIG or path.startswith(f"{kind}/")
-
-
-def _is_small(path: str) -> bool:
-    return path.endswith(".json")
-
-
-def _graph_of(path: str) -> str:
-    """Return the graph that a file holds weights of; for all others the path itself."""
-    return path if _is_small(path) else (PurePosixPath(path).parent / GRAPH).as_posix()

@@ -145,8 +145,10 @@ class Downloader:
     def _make(self, task: Task, name: str, checkpoint: str, damaged: ModelType | None = None) -> None:
         """Make what a model lacks, or a damaged tower, from a person's own checkpoint or a hub's."""
         conversion = self.conversion(task, name)
+        if not conversion.needs_checkpoint(damaged):
+            return
         own = self._checkpoints / checkpoint if self._checkpoints else None
-        if own is None or not conversion.bring_from_own(own, damaged):
+        if not conversion.bring_from_own(own, damaged):
             self._from_a_source(
                 task, name, lambda hub, source: conversion.bring(self._checkpoint(hub, source, name), damaged)
             )

@@ -8,6 +8,9 @@ from pathlib import Path, PurePosixPath
 
 _CHUNK = 1 << 20
 
+LARGEST = 64 * 10**9
+"""The most bytes a file of a model may have: a hub that speaks of more is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
@@ -27,13 +30,16 @@ class RemoteFile:
     """Git's name for the content; hubs have it for small files that are not in LFS."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a path that would leave the model's folder, and for sums that are none."""
+        """Raises ValueError for a path that would leave the model's folder, and for sums and sizes that are none."""
         path = PurePosixPath(self.path)
         if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in self.path:
             raise ValueError(f"{self.url}: {self.path!r} is no path inside a model's folder")
         for known, digits in ((self.sha256, 64), (self.blob_sha1, 40)):
             if known is not None and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", known):
                 raise ValueError(f"{self.url}: {known!r} is no sum")  # it would become a file name
+        if self.size is not None and not 0 <= self.size <= LARGEST:
+            # Taken for true, it would be the disk that is too small, and no other hub would be asked.
+            raise ValueError(f"{self.url}: {self.size} bytes is no size of a model's file")
 
     @property
     def identity(self) -> str:

@@ -64,14 +64,18 @@ class Installation:
         self._finish(plan)
         return True
 
+    def record(self, found: Manifest) -> None:
+        """Take files that are in the folder already into the manifest. Raises OSError."""
+        known = read_manifest(self.folder / MANIFEST) or Manifest()
+        write_manifest(known.updated(found), self.folder / MANIFEST)
+
     def _is_mine(self, staged: Path, path: str) -> bool:
         # What still lies in `staged` found somebody else's file in its place.
         return (self.folder / path).is_file() and not (staged / path).exists()
 
     def _finish(self, plan: Manifest) -> None:
         if self.folder.is_dir():
-            known = read_manifest(self.folder / MANIFEST) or Manifest()
-            write_manifest(known.updated(plan), self.folder / MANIFEST)
+            self.record(plan)
         _sync(self.folder.parent)
         shutil.rmtree(self._partial, ignore_errors=True)
         self._marker.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ def alone(path: Path, lease_s: float, what: str) -> Iterator[None]:
     try:
         lease.acquire(timeout=0)
     except Timeout:
-        log.info("Waiting for another download of %s", what)
+        log.info("Waiting for another process to be done with %s", what)
         lease.acquire(poll_interval=min(0.2, lease_s / 10))
     try:
         yield

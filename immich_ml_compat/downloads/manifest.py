@@ -29,6 +29,9 @@ class ManifestFile(BaseModel, frozen=True):
     address: str
     date: datetime
 
+    half: bool = False
+    """Whether it was converted to float16."""
+
     def is_at(self, path: Path) -> bool:
         """Tell whether the file at `path` is still this one. Raises OSError where it cannot be read."""
         return path.is_file() and path.stat().st_size == self.size and sha256_of(path) == self.sha256
@@ -44,15 +47,16 @@ class Manifest(BaseModel, frozen=True):
         return Manifest(files=self.files | other.files)
 
 
-def describe(files: Iterable[RemoteFile], folder: Path) -> Manifest:
-    """Make a manifest of files that have just been downloaded into a folder."""
+def describe(files: Iterable[RemoteFile], folder: Path, *, half: bool = False) -> Manifest:
+    """Make a manifest of files that have just been downloaded into a folder, or made there, `half` in float16."""
     now = datetime.now(UTC).replace(microsecond=0)
     entries = {}
     for file in files:
         path = folder / file.path
         # The hub's sum has just been compared with the file; another is computed only where there was none.
         sha256 = file.sha256 or sha256_of(path)
-        entries[file.path] = ManifestFile(size=path.stat().st_size, sha256=sha256, address=file.url, date=now)
+        size = path.stat().st_size
+        entries[file.path] = ManifestFile(size=size, sha256=sha256, address=file.url, date=now, half=half)
     return Manifest(files=entries)
 
 
@@ -71,7 +75,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write a manifest so that a reader sees the old one or the new one. Raises OSError."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
     with new.open("w", encoding="utf-8") as file:
-        json.dump(manifest.model_dump(mode="json"), file, indent=1)
+        json.dump(manifest.model_dump(mode="json", exclude_defaults=True), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)

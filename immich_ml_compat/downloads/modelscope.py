@@ -13,6 +13,9 @@ from .files import RemoteFile
 from .hub import TIMEOUT, Hub
 from .sources import Source, modelscope_endpoint
 
+_LONGEST_LISTING = 4 << 20
+_SUCCESS = 200
+
 
 class _Entry(BaseModel):
     path: str = Field(alias="Path")
@@ -25,8 +28,9 @@ class _Files(BaseModel):
 
 
 class _Listing(BaseModel):
-    """What the hub answers; `Code` and `Message` tell no more than the status does."""
+    """What the hub answers; it may say of a failure in `Code` alone, under the status 200."""
 
+    code: int = Field(alias="Code", default=_SUCCESS)
     data: _Files = Field(alias="Data")
 
 
@@ -71,15 +75,24 @@ class ModelScope(Hub):
         """Ask the hub for its files, by path, as its own client does (`get_model_files`)."""
         url = f"{self.endpoint}/api/v1/models/{source.repository}/repo/files"
         query = {"Revision": source.revision, "Recursive": "true"}
-        with self.failures_explained(url), self._client() as client:
-            response = client.get(url, params=query, timeout=TIMEOUT, follow_redirects=True)
-        if response.is_error:
-            raise self.refusal(response)
+        headers = {"Accept-Encoding": "identity"}
+        with (
+            self.failures_explained(url),
+            self._client() as client,
+            client.stream(
+                "GET", url, params=query, headers=headers, timeout=TIMEOUT, follow_redirects=True
+            ) as response,
+        ):
+            if response.is_error:
+                raise self.refusal(response)
+            content = _read(response)
         try:
-            listing = _Listing.model_validate_json(response.content)
+            listing = _Listing.model_validate_json(content)
         except ValidationError as error:
             # What answers there is no ModelScope: a captive portal, a proxy's page.
             raise DownloadError(f"{url} does not answer like ModelScope", "Check MODELSCOPE_DOMAIN") from error
+        if listing.code != _SUCCESS:
+            raise DownloadError(f"{self.title} answered {listing.code} for {url}", "Try again later")
         return {entry.path: entry for entry in listing.data.files}
 
     def refusal(self, response: httpx2.Response) -> DownloadError:
@@ -90,3 +103,13 @@ class ModelScope(Hub):
 
     def _client(self) -> AbstractContextManager[httpx2.Client]:
         return httpx2.Client()
+
+
+def _read(response: httpx2.Response) -> bytes:
+    """Return an answer as it comes, never unpacked; nothing where it is longer than a listing can be."""
+    content = bytearray()
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) > _LONGEST_LISTING:
+            return b""
+    return bytes(content)

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
+from ..errors import ModelUnavailableError
 from .failures import DISK_FULL, DownloadError, Patience
 from .files import RemoteFile
 from .hub import Hub
@@ -27,8 +28,8 @@ _PROCESS = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
 class Staging:
     """One model's files on their way, in this process. As a context, it is gone where all went well.
 
-    Otherwise what came stays for the next try, unless the disk is full: that hurts more than a download that
-    begins anew.
+    Otherwise what came stays for the next try, unless there is none because it is of no use (ModelUnavailableError),
+    or the disk is full: that hurts more than a download that begins anew.
     """
 
     def __init__(self, root: Path) -> None:
@@ -36,6 +37,7 @@ class Staging:
         self._root = root
         own = root / _PROCESS
         self._parts = own / "parts"
+        self._copy = own / "copy"
         self.folder = own / "model"
         """Complete files, each at its place in the model's folder."""
         self.made = own / "made"
@@ -53,9 +55,9 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.made, ignore_errors=True)
-        nothing_came = isinstance(error, DownloadError) and not any(path.is_file() for path in self._root.rglob("*"))
+        nothing_came = not any(path.is_file() for path in self._root.rglob("*"))
         disk_is_full = isinstance(error, OSError) and error.errno in DISK_FULL
-        if error is None or nothing_came or disk_is_full:
+        if error is None or nothing_came or disk_is_full or isinstance(error, ModelUnavailableError):
             shutil.rmtree(self._root, ignore_errors=True)
 
     def obtain(self, hub: Hub, file: RemoteFile, progress: Progress, patience: Patience) -> None:
@@ -114,9 +116,10 @@ class Staging:
         kept = [path for name in (self._parts.name, self.folder.name) for path in (other / name).rglob("*")]
         for path in sorted(kept):
             place = self._root / _PROCESS / path.relative_to(other)
-            if path.is_file() and not place.exists():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):  # its process lives and moved it on
-                    shutil.copyfile(path, place)
+            with contextlib.suppress(FileNotFoundError):  # its process lives and moved it on
+                if path.is_file() and (not place.exists() or place.stat().st_size < path.stat().st_size):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, self._copy)  # under its own name only once it is whole
+                    self._copy.replace(place)
                     path.unlink()
         shutil.rmtree(other, ignore_errors=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 
 from .failures import DownloadError, Patience, require_space
-from .files import RemoteFile
+from .files import LARGEST, RemoteFile
 from .hub import Hub
 from .progress import Progress
 
@@ -44,6 +44,8 @@ def _append(hub: Hub, file: RemoteFile, part: Path, progress: Progress) -> None:
                 raise DownloadError(f"{file.url}: not the part that was asked for", "Try again", transient=True)
         length = response.headers.get("Content-Length")
         expected = offset + int(length) if length else file.size
+        if expected is not None and expected > LARGEST:
+            raise DownloadError(f"{file.url}: {expected} bytes is no size of a model's file", "Do not use this hub")
         if expected is not None:
             progress.expect(file.path, expected)
             require_space(part.parent, expected - offset)
