@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .catalog import CHINESE_CLIP_DIMENSIONS, Task, clean_name
+from .catalog import CHINESE_CLIP_DIMENSIONS, Task, clean_name, short_name
 from .downloads import Downloader
 from .downloads.checking import State, check, files_in
 from .downloads.converting import own, require_readable
@@ -18,8 +18,6 @@ from .downloads.sources import downloadable
 from .errors import ModelUnavailableError
 from .settings import ConfigurationError, Settings
 from .store import GRAPH, PARTIAL, ModelStore
-
-_CHINESE_CLIP = "cn-clip_"
 
 Model = tuple[Task, str]
 
@@ -217,11 +215,11 @@ class _Command:
 
 def _chinese_clip_name(given: str) -> str:
     """Return the model's name, which may be given without its family. Raises ConfigurationError."""
-    name = f"{_CHINESE_CLIP}{given.removeprefix(_CHINESE_CLIP)}"
-    if name not in CHINESE_CLIP_DIMENSIONS:
-        known = ", ".join(name.removeprefix(_CHINESE_CLIP) for name in CHINESE_CLIP_DIMENSIONS)
-        raise ConfigurationError(f"{given} is no Chinese-CLIP model. They are {known}")
-    return name
+    for name in CHINESE_CLIP_DIMENSIONS:
+        if given in (name, short_name(name)):
+            return name
+    known = ", ".join(map(short_name, CHINESE_CLIP_DIMENSIONS))
+    raise ConfigurationError(f"{given} is no Chinese-CLIP model. They are {known}")
 
 
 def _confirmed(models: Iterable[Model]) -> bool:

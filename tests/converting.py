@@ -4,14 +4,15 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from immich_ml_compat.catalog import ModelType, Task
 from immich_ml_compat.chinese_clip.checkpoint import CheckpointError
 from immich_ml_compat.chinese_clip.configuration import small_files
+from immich_ml_compat.downloads.converting import Options
 from immich_ml_compat.store import ModelKey
 
 CHINESE = "cn-clip_ViT-B-16"
@@ -36,27 +37,19 @@ def made_of(content: bytes, *, half: bool = False) -> dict[str, bytes]:
     return SMALL | graphs | {WEIGHTS: content[100_000::step]}
 
 
-def convert(
-    checkpoint: Path,
-    name: str,
-    folder: Path,
-    *,
-    half: bool,
-    begin: Callable[[int], None],
-    progress: Callable[[int], None],
-) -> None:
+def convert(checkpoint: Path, name: str, folder: Path, **options: Unpack[Options]) -> None:
     """Do what the real converter promises, with other files."""
     assert list(folder.iterdir()) == []
     content = checkpoint.read_bytes()
     if not content.startswith(b"CN"):
         raise CheckpointError(f"{checkpoint} is not a checkpoint of {name} (no weights). Use the official file.")
-    files = made_of(content, half=half)
-    begin(sum(len(made) for file, made in files.items() if file not in SMALL))
+    files = made_of(content, half=options["half"])
+    options["begin"](sum(len(made) for file, made in files.items() if file not in SMALL))
     for file, made in files.items():
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_bytes(made)
         if file not in SMALL:
-            progress(len(made))
+            options["progress"](len(made))
 
 
 def convert_and_die(checkpoint: Path, name: str, folder: Path, **options: Any) -> None:

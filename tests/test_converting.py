@@ -500,9 +500,9 @@ def test_a_tower_is_made_again_as_the_other_was(
     make: Make, hub: TestHub, folder: Path, own_file: Path, tmp_path: Path, half: bool, harm: Harm
 ) -> None:
     made = converted(make, own_file, half=half)
-    put(tmp_path / "root", {CHECKPOINT: checkpoint(3)})
+    put(tmp_path / "kept", {CHECKPOINT: checkpoint(3)})
     harm(folder)
-    mend(make(checkpoints=tmp_path / "root"), folder)
+    mend(make(checkpoints=tmp_path / "kept"), folder)
     assert {path: (folder / path).read_bytes() for path in made} == made
     assert hub.requests == []
 
@@ -513,14 +513,14 @@ def test_where_its_checkpoint_is_gone_no_other_is_taken(
     make: Make, hub: TestHub, folder: Path, own_file: Path, tmp_path: Path, harm: Harm, state: str
 ) -> None:
     converted(make, own_file)
-    put(tmp_path / "root", {CHECKPOINT: checkpoint()})
+    put(tmp_path / "kept", {CHECKPOINT: checkpoint()})
     harm(folder)
     before = tree(folder)
     own_file.unlink()
     if state != "gone":
         own_file.write_bytes(checkpoint(3) if state == "another" else b"no weights")
     with pytest.raises(ModelUnavailableError) as caught:
-        mend(make(checkpoints=tmp_path / "root"), folder)
+        mend(make(checkpoints=tmp_path / "kept"), folder)
     causes = {
         "gone": "cannot be read (No such file or directory)",
         "another": f"is not the checkpoint that {folder} was made from",
@@ -528,7 +528,7 @@ def test_where_its_checkpoint_is_gone_no_other_is_taken(
     }
     assert caught.value.detail.startswith(f"Model '{CHINESE}' was made from {own_file.as_uri()}, and nothing else fits")
     assert f"{own_file} {causes[state]}" in caught.value.detail
-    assert f"{tmp_path}/root/{CHECKPOINT} is not the checkpoint" in caught.value.detail
+    assert f"{tmp_path}/kept/{CHECKPOINT} is not the checkpoint" in caught.value.detail
     assert "`immich-ml-compat models remove" in caught.value.detail
     assert "\n" not in caught.value.detail
     assert tree(folder) == before
@@ -540,10 +540,10 @@ def test_its_checkpoint_may_have_moved(
     make: Make, hub: TestHub, folder: Path, own_file: Path, tmp_path: Path, harm: Harm
 ) -> None:
     made = converted(make, own_file)
-    put(tmp_path / "root", {CHECKPOINT: own_file.read_bytes()})
+    put(tmp_path / "kept", {CHECKPOINT: own_file.read_bytes()})
     own_file.unlink()
     harm(folder)
-    mend(make(checkpoints=tmp_path / "root"), folder)
+    mend(make(checkpoints=tmp_path / "kept"), folder)
     assert {path: (folder / path).read_bytes() for path in made} == made
     assert hub.requests == []
 
@@ -567,9 +567,9 @@ def test_a_hubs_model_is_mended_from_the_disk_where_that_makes_the_same(
 ) -> None:
     make().fetch(CHINESE_VISUAL)
     hub.requests.clear()
-    put(tmp_path / "root", {CHECKPOINT: checkpoint(seed)})
+    put(tmp_path / "kept", {CHECKPOINT: checkpoint(seed)})
     harm(folder)
-    mend(make(checkpoints=tmp_path / "root"), folder)
+    mend(make(checkpoints=tmp_path / "kept"), folder)
     assert {path: (folder / path).read_bytes() for path in MADE} == MADE
     assert bool(hub.requests) == (seed != 0)
     told = f"{CHECKPOINT} is not the checkpoint that {folder} was made from. Downloading instead"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from ..catalog import ModelType, Task
 from ..chinese_clip.checkpoint import CheckpointError
@@ -32,35 +32,26 @@ from .staging import Staging
 log = logging.getLogger(__name__)
 
 
-class Convert(Protocol):
-    """Writes a model's folder; `chinese_clip.conversion.convert` says how."""
+class Options(TypedDict):
+    """How `chinese_clip.conversion.convert`, which says what they mean, is called."""
 
-    def __call__(
-        self,
-        checkpoint: Path,
-        name: str,
-        folder: Path,
-        *,
-        half: bool,
-        begin: Callable[[int], None],
-        progress: Callable[[int], None],
-    ) -> None:
+    half: bool
+    begin: Callable[[int], None]
+    progress: Callable[[int], None]
+
+
+class Convert(Protocol):
+    """Writes a model's folder."""
+
+    def __call__(self, checkpoint: Path, name: str, folder: Path, **options: Unpack[Options]) -> None:
         """Raises CheckpointError, and OSError for what the disk refuses."""
 
 
-def convert(
-    checkpoint: Path,
-    name: str,
-    folder: Path,
-    *,
-    half: bool,
-    begin: Callable[[int], None],
-    progress: Callable[[int], None],
-) -> None:
+def convert(checkpoint: Path, name: str, folder: Path, **options: Unpack[Options]) -> None:
     """Convert a Chinese-CLIP checkpoint. Raises CheckpointError, OSError."""
     from ..chinese_clip import conversion  # here, as a server whose models are all on disk never needs it
 
-    conversion.convert(checkpoint, name, folder, half=half, begin=begin, progress=progress)
+    conversion.convert(checkpoint, name, folder, **options)
 
 
 @dataclass(frozen=True, slots=True)
