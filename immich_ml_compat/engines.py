@@ -1,65 +1,78 @@
 """Makes the engine that was chosen; no other engine's library is loaded."""
 
 import logging
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from itertools import count, takewhile
 
-from .engine import Engine, EngineError
+from .engine import EngineError
+from .engine.scheduler import EngineOf, ScheduledEngine, Scheduler
 from .engine_choice import Choice, Precision, refusal
-from .machine import available_cores
+from .machine import available_cores, cpu_kind
 from .settings import Settings
 
 COMPILED = ".compiled"
-"""The folder, inside the cache folder, of what OpenVINO compiled for a GPU, by version."""
+"""The folder, inside the cache folder, of graphs as engines optimised or compiled them, by engine and version."""
+
+MAX_GPU_BATCH = 32
 
 log = logging.getLogger(__name__)
 
 
-def make_engine(choice: Choice, settings: Settings, device_id: int = 0) -> Engine:
+def make_engine(choice: Choice, settings: Settings, device_id: int = 0) -> ScheduledEngine:
     """Make the engine, and log the choice. Raises ConfigurationError where it does not work on this machine."""
     make = _onnxruntime if choice.engine == "onnxruntime" else _openvino
+    scheduler = make_scheduler(choice, settings, available_cores())
     try:
-        engine = make(choice, settings, device_id)
+        engine_of = make(choice, settings, device_id, scheduler)
     except (EngineError, ImportError) as error:
         raise refusal(settings, str(error)) from error
     log.info("Models run in %s", choice)
-    return engine
+    return ScheduledEngine(scheduler, engine_of)
 
 
-def _onnxruntime(choice: Choice, settings: Settings, device_id: int) -> Engine:
+def make_scheduler(choice: Choice, settings: Settings, cores: int) -> Scheduler:
+    """Make the scheduler for a machine of that many cores."""
+    if choice.device != "cpu":
+        return Scheduler(1, [1], max_batch=MAX_GPU_BATCH if choice.device == "cuda" else 1)
+    cores = max(1, cores // settings.workers)
+    if settings.model_intra_op_threads:
+        return Scheduler(cores, [settings.model_intra_op_threads])
+    return Scheduler(cores, [*takewhile(lambda width: width < cores, (1 << n for n in count())), cores])
+
+
+def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: Scheduler) -> EngineOf:
     from .engine import onnxruntime
+    from .engine.optimized import OptimizedGraphs
 
     device: onnxruntime.Device = "cpu"
     if choice.device == "cuda":  # not asked for it goes on without, and warns, where CUDA does not work
         device = "auto" if settings.device == "auto" else "cuda"
+    kept = settings.cache_folder / COMPILED / f"onnxruntime-{version('onnxruntime')}-{cpu_kind()}"
     engine = onnxruntime.OnnxRuntimeEngine(
         device,
         device_id,
-        settings.model_intra_op_threads,
-        settings.model_inter_op_threads,
-        settings.model_arena,
+        inter_op_threads=settings.model_inter_op_threads,
+        arena=settings.model_arena,
+        optimized=OptimizedGraphs(kept) if choice.device == "cpu" else None,
     )
     engine.check()
-    return engine
+    return lambda threads: replace(engine, intra_op_threads=threads)
 
 
-def _openvino(choice: Choice, settings: Settings, device_id: int) -> Engine:
+def _openvino(choice: Choice, settings: Settings, device_id: int, scheduler: Scheduler) -> EngineOf:
     from .engine.full_precision import RetryInFull
     from .engine.openvino import OpenVinoEngine
 
-    cores = max(1, available_cores() // settings.workers)
-    streams = min(settings.model_inter_op_threads or 1, cores)
-    threads = min(settings.model_intra_op_threads * streams or cores, cores)
     on_gpu = choice.device == "openvino-gpu"
+    compiled = settings.cache_folder / COMPILED / f"openvino-{version('openvino')}" if on_gpu else None
 
-    def engine(precision: Precision) -> OpenVinoEngine:
-        return OpenVinoEngine(
-            f"GPU.{device_id}" if on_gpu else "CPU",
-            precision,
-            threads,
-            streams,
-            settings.cache_folder / COMPILED / f"openvino-{version('openvino')}" if on_gpu else None,
-        )
+    def engine(precision: Precision, threads: int) -> OpenVinoEngine:
+        runs = scheduler.cores // threads
+        return OpenVinoEngine(f"GPU.{device_id}" if on_gpu else "CPU", precision, threads * runs, runs, compiled)
 
-    chosen = engine(choice.precision)
-    chosen.check()
-    return chosen if choice.precision == "fp32" else RetryInFull(chosen, engine("fp32"))
+    engine(choice.precision, 1).check()
+    if choice.precision == "fp32":
+        return partial(engine, "fp32")
+    return lambda threads: RetryInFull(engine(choice.precision, threads), engine("fp32", threads))

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def available_cores() -> int:
 def cpu_model() -> str:
     """Return the CPU's name, its architecture where the system does not tell."""
     return next(_cpu_info("model name"), platform.machine())
+
+
+def cpu_kind() -> str:
+    """Return a short name for all CPUs that are like this one, for a file name."""
+    text = f"{platform.machine()} {cpu_model()} {' '.join(cpu_features())}"
+    return f"{platform.machine()}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 def cpu_features() -> list[str]:

@@ -43,6 +43,7 @@ class Service:
         self.names = ModelNames(store, settings.model_aliases, settings.clip_model)
         self._orientation = settings.ocr_orientation
         engine = make_engine(choose(settings, this_machine()), settings, device_id)
+        self._scheduler = engine.scheduler
         budget = settings.memory_budget_mb
         retention = Retention(settings.model_ttl, settings.text_model_ttl, budget * _MEGABYTE if budget else None)
         downloader = Downloader(store, settings.model_source, checkpoints=settings.clip_download_root)
@@ -53,8 +54,9 @@ class Service:
         try:
             plan = plan_request(request, self.names)
             if request.image is not None:
-                photo = Photo(request.image)
-                return success(self._run(plan, photo), photo.size)
+                with self._scheduler.photo():
+                    photo = Photo(request.image)
+                    return success(self._run(plan, photo), photo.size)
             assert plan.clip_text is not None
             assert request.text is not None
             return success({Task.CLIP: embed_text(plan.clip_text, request.text, self.models)}, None)

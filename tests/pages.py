@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from immich_ml_compat.engine import Array, TensorInfo
+from immich_ml_compat.engine import Array, OneByOne, TensorInfo
 
 from .oracles import missing
 
@@ -98,7 +98,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 @dataclass
-class FakeSession:
+class FakeSession(OneByOne):
     """A session that answers with what a function makes of its first input."""
 
     answer: Callable[[Array], list[Array]]

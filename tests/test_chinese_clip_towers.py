@@ -22,7 +22,7 @@ from immich_ml_compat.chinese_clip.configuration import small_file, small_files
 from immich_ml_compat.clip.embeddings import run_tower
 from immich_ml_compat.clip.textual import ClipTextual, Tokenization
 from immich_ml_compat.clip.visual import ClipVisual, Preprocessing
-from immich_ml_compat.engine import Array, TensorInfo
+from immich_ml_compat.engine import Array, OneByOne, TensorInfo
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
 from immich_ml_compat.errors import ModelOutputError
 from immich_ml_compat.store import ModelFiles, ModelKey, ModelStore
@@ -223,7 +223,7 @@ def test_another_familys_graph_of_any_length_is(tmp_path: Path) -> None:
     assert Tokenization.read(tower, any_length=True)("a dog", None) == Tokenization.read(tower)("a dog", None)
 
 
-class Gives:
+class Gives(OneByOne):
     """A session that gives what it was told to."""
 
     inputs: Sequence[TensorInfo] = ()

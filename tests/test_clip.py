@@ -15,7 +15,7 @@ from immich_ml_compat.catalog import IMMICH_CLIP_DIMENSIONS, ModelType, Task
 from immich_ml_compat.clip.languages import ENGLISH, flores_code
 from immich_ml_compat.clip.textual import ClipTextual, Tokenization
 from immich_ml_compat.clip.visual import ClipVisual, Preprocessing, centre_box
-from immich_ml_compat.engine import Array, TensorInfo
+from immich_ml_compat.engine import Array, OneByOne, TensorInfo
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
 from immich_ml_compat.errors import ModelOutputError
 from immich_ml_compat.store import ModelFiles, ModelKey, ModelStore
@@ -200,7 +200,7 @@ def test_any_language_tag_has_a_code(language: str) -> None:
     assert flores_code(language) in FLORES_200
 
 
-class OneOutput:
+class OneOutput(OneByOne):
     """A session that gives what it was told to."""
 
     inputs: Sequence[TensorInfo] = [TensorInfo("image", np.dtype(np.float32), (1, 3, 32, 32))]

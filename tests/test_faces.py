@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from immich_ml_compat.catalog import ModelType, Task
 from immich_ml_compat.engine import Array
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSession
+from immich_ml_compat.engine.scheduler import ScheduledEngine, Scheduler
 from immich_ml_compat.errors import ModelOutputError
 from immich_ml_compat.faces.detection import (
     ANCHORS_PER_CELL,
@@ -248,17 +249,20 @@ def recording(session: OnnxRuntimeSession) -> FakeSession:
     )
 
 
-@pytest.mark.parametrize(("size", "batches"), [(1, [1] * 16), (5, [5, 5, 5, 1]), (64, [16])])
+@pytest.mark.parametrize("most", [1, 5, 64])
 def test_batches_embed_as_single_faces_do(
     cache: Path,
     players: tuple[Pixels, NDArray[np.float32]],
     embeddings: NDArray[np.float32],
-    size: int,
-    batches: list[int],
+    most: int,
 ) -> None:
     session = recording(OnnxRuntimeEngine().load(graph_files(cache, ModelType.RECOGNITION).graph))
-    batched = FaceRecognizer("m", session, size).embed(*players)
-    assert [len(run) for run in session.runs] == batches
+    scheduler = Scheduler(1, [1], max_batch=most)
+    engine = ScheduledEngine(scheduler, lambda threads: FakeEngine(session))
+    recognizer = FaceRecognizer.load(graph_files(cache, ModelType.RECOGNITION), engine)
+    batched = recognizer.embed(*players)
+    assert sum(len(run) for run in session.runs) == 16
+    assert max(len(run) for run in session.runs) <= most
     assert cosines(batched, embeddings).min() >= 0.9999
 
 
@@ -270,7 +274,7 @@ def test_recognizer_of_one_face_embeds_as_one_of_many_does(
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(model, tmp_path / "model.onnx")
     session = recording(OnnxRuntimeEngine().load(tmp_path / "model.onnx"))
-    one_by_one = FaceRecognizer("m", session, 16).embed(*players)
+    one_by_one = FaceRecognizer("m", session).embed(*players)
     assert [len(run) for run in session.runs] == [1] * 16
     assert one_by_one.shape == (16, 512)
     assert cosines(one_by_one, embeddings).min() >= 0.9999

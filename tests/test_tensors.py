@@ -63,7 +63,7 @@ def test_faces_get_what_their_formula_gives() -> None:
 def test_text_gets_what_its_formula_gives() -> None:
     pixels = noise(LINE_HEIGHT, MIN_WIDTH, 3)
     expected = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
-    np.testing.assert_array_equal(pad([pixels])[0], expected.transpose(2, 0, 1))
+    np.testing.assert_array_equal(pad(pixels)[0], expected.transpose(2, 0, 1))
     np.testing.assert_array_equal(normalise(pixels)[0], expected[:, :, ::-1].transpose(2, 0, 1))
 
 

@@ -3,7 +3,8 @@
 Tasks see only these two protocols; the modules beside this file implement them, each over one library.
 """
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +50,24 @@ class Session(Protocol):
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Run the graph once and return its outputs in order. Raises EngineError."""
+
+    def run_many(self, items: Iterable[Mapping[str, Array]]) -> Iterator[list[Array]]:
+        """Run the graph on each item, side by side where the engine can, and yield the outputs in the items' order.
+
+        Items are taken as they are needed. Raises EngineError.
+        """
+
+
+class OneByOne(ABC):
+    """`run_many` of a session that runs one thing at a time."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """As a session's."""
+
+    def run_many(self, items: Iterable[Mapping[str, Array]]) -> Iterator[list[Array]]:
+        """Run the graph on each item and yield the outputs in the items' order. Raises EngineError."""
+        return map(self.run, items)
 
 
 class Engine(Protocol):

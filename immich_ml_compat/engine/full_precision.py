@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import Array, Engine, Session, TensorInfo
+from . import Array, Engine, OneByOne, Session, TensorInfo
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class RetryInFull:
         return RetryingSession(path, self.reduced.load(path), self.full)
 
 
-class RetryingSession:
+class RetryingSession(OneByOne):
     """One graph in reduced precision, and in single precision from the first run that needs it."""
 
     def __init__(self, path: Path, reduced: Session, engine: Engine) -> None:

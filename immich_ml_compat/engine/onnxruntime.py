@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from . import Array, EngineError, TensorInfo
+from . import Array, EngineError, OneByOne, TensorInfo
+from .optimized import DATA_SUFFIX, OptimizedGraphs
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class OnnxRuntimeEngine:
     intra_op_threads: int = 0
     inter_op_threads: int = 0
     arena: bool = True
+    optimized: OptimizedGraphs | None = None
+    """Where optimised graphs are kept, for the CPU."""
 
     def available_providers(self) -> list[str]:
         """Return the execution providers of this build of ONNX Runtime, best first."""
@@ -85,13 +88,46 @@ class OnnxRuntimeEngine:
 
     def load(self, path: Path) -> "OnnxRuntimeSession":
         """Load the graph at `path`, external data beside it included. Raises EngineError."""
+        if self.optimized is None or self.execution_provider != _CPU:
+            return OnnxRuntimeSession(path, self._session(path, self._options()))
+        form = self.optimized.find(path, lambda target: self._write(path, target))
+        if form is None:
+            return OnnxRuntimeSession(path, self._session(path, self._options()))
+        options = self._options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done
+        try:
+            return OnnxRuntimeSession(path, self._session(form, options))
+        except EngineError as error:
+            log.warning("%s is made anew: %s", form, error)
+            self.optimized.discard(form)
+            return OnnxRuntimeSession(path, self._session(path, self._options()))
+
+    def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.intra_op_threads or _DEFAULT_INTRA_OP_THREADS
         options.inter_op_num_threads = self.inter_op_threads or _DEFAULT_INTER_OP_THREADS
         if options.inter_op_num_threads > 1:
             options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         options.enable_cpu_mem_arena = self.arena
+        options.enable_mem_pattern = False  # it keeps a plan for every shape that ever came
         options.log_severity_level = 3  # its warnings are about the exporter's shape hints, not about us
+        # Threads wait for each other by spinning, which is fast; between two runs they would only burn a core.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
+
+    def _write(self, path: Path, target: Path) -> None:
+        """Write the graph at `path` to `target` as it is optimised for this CPU, its packed weights beside it."""
+        options = self._options()
+        options.optimized_model_filepath = str(target)
+        for name, value in {
+            "optimized_model_external_initializers_file_name": target.name + DATA_SUFFIX,
+            "optimized_model_external_initializers_min_size_in_bytes": "1024",
+            "save_external_prepacked_constant_initializers": "1",
+        }.items():
+            options.add_session_config_entry(f"session.{name}", value)
+        self._session(path, options)
+
+    def _session(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
         provider = self.execution_provider
         if provider == _CUDA:
             ort.preload_dlls()  # finds the CUDA libraries that came as wheels
@@ -101,7 +137,7 @@ class OnnxRuntimeEngine:
         except _ERRORS as error:
             raise EngineError(f"{path}: {error}") from error
         self._check_provider(provider, session.get_providers())
-        return OnnxRuntimeSession(path, session)
+        return session
 
     def _check_provider(self, wanted: str, given: Sequence[str]) -> None:
         """ONNX Runtime falls back to the CPU with no more than a line on stderr."""
@@ -113,7 +149,7 @@ class OnnxRuntimeEngine:
         log.warning("%s; running on the CPU", message)
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(OneByOne):
     """One graph in ONNX Runtime."""
 
     def __init__(self, path: Path, session: ort.InferenceSession) -> None:

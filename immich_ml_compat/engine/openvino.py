@@ -12,7 +12,7 @@ import openvino as ov
 from openvino import frontend
 
 from ..memory import release_pages
-from . import Array, EngineError, TensorInfo
+from . import Array, EngineError, OneByOne, TensorInfo
 from .outline import outline
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -107,7 +107,7 @@ class OpenVinoEngine:
         return properties
 
 
-class OpenVinoSession:
+class OpenVinoSession(OneByOne):
     """One graph in OpenVINO."""
 
     def __init__(self, path: Path, model: ov.Model, compiled: ov.CompiledModel, execution_provider: str) -> None:

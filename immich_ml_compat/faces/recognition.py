@@ -13,7 +13,6 @@ from ..store import ModelFiles
 from ..tensors import VALUES, look_up
 
 FACE_SIZE = 112
-DEFAULT_BATCH_SIZE = 16
 
 _NORMALISED = np.tile((VALUES - np.float32(127.5)) / np.float32(127.5), (3, 1))
 
@@ -27,19 +26,17 @@ REFERENCE_LANDMARKS = np.array(
 class FaceRecognizer:
     """An ArcFace graph, ready to use."""
 
-    def __init__(self, name: str, session: Session, max_batch_size: int | None = None) -> None:
+    def __init__(self, name: str, session: Session) -> None:
         self._name = name
         self._session = session
-        # Stock exports are fixed to one face; an axis of any other kind takes several.
-        self._batch_size = (max_batch_size or DEFAULT_BATCH_SIZE) if session.inputs[0].shape[0] is None else 1
 
     @classmethod
-    def load(cls, files: ModelFiles, engine: Engine, max_batch_size: int | None = None) -> "FaceRecognizer":
+    def load(cls, files: ModelFiles, engine: Engine) -> "FaceRecognizer":
         """Load the graph. Raises EngineError, or ValueError for a graph that takes no face of 112 × 112."""
         session = engine.load(files.graph)
         if session.inputs[0].shape[2:] != (FACE_SIZE, FACE_SIZE):
             raise ValueError(f"{files.graph} takes {session.inputs[0].shape}, an ArcFace [batch, 3, 112, 112]")
-        return cls(files.name, session, max_batch_size)
+        return cls(files.name, session)
 
     @property
     def execution_provider(self) -> str:
@@ -55,16 +52,10 @@ class FaceRecognizer:
 
         Raises ModelOutputError.
         """
-        batches = [
-            self._embed_batch([align(image, points) for points in landmarks[start : start + self._batch_size]])
-            for start in range(0, len(landmarks), self._batch_size)
-        ]
-        return np.concatenate(batches) if batches else np.empty((0, 0), np.float32)
-
-    def _embed_batch(self, faces: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        tensor = np.stack([look_up(face, _NORMALISED) for face in faces])
-        (embeddings, *_) = self._session.run({self._session.inputs[0].name: tensor})
-        return require_finite(embeddings.reshape(len(faces), -1), self._name)
+        name = self._session.inputs[0].name
+        faces = ({name: look_up(align(image, points), _NORMALISED)[None]} for points in landmarks)
+        embeddings = [require_finite(output.reshape(-1), self._name) for output, *_ in self._session.run_many(faces)]
+        return np.stack(embeddings) if embeddings else np.empty((0, 0), np.float32)
 
 
 def align(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """PP-OCR text recognition: strips of pixels to text.
 
-lines [48, W, 3] → strips of bounded width → batches of like width → CTC decoding → text and score
+lines [48, W, 3] → strips of bounded width → padded to one of few widths → CTC decoding → text and score
 """
 
 import unicodedata
@@ -16,13 +16,12 @@ from ..store import ModelFiles
 from ..tensors import VALUES, look_up
 from .crops import LINE_HEIGHT, split_line
 
-DEFAULT_BATCH_SIZE = 6
-
 MIN_WIDTH = 320
 """Narrower strips are padded: the recogniser was trained at this width (pixels)."""
 
-MAX_BATCH_WIDTH = 6 * 1024
-"""The most columns in a batch, whatever its size: the output has a row of every character for each eighth one."""
+WIDTH_STEP, WIDE, WIDE_STEP = 32, 1024, 64
+"""Strips are padded to a multiple of the first, from WIDE pixels on of the last: of each shape that comes an engine may
+keep something, and strips of one shape can go in one batch (pixels)."""
 
 BLANK = 0
 
@@ -40,19 +39,16 @@ class Reading:
 class TextRecognizer:
     """A CTC recognition graph and its character set, ready to use."""
 
-    def __init__(
-        self, name: str, session: Session, characters: Sequence[str], max_batch_size: int | None = None
-    ) -> None:
+    def __init__(self, name: str, session: Session, characters: Sequence[str]) -> None:
         self._name = name
         self._session = session
         self._characters = characters
-        self._batch_size = max_batch_size or DEFAULT_BATCH_SIZE
 
     @classmethod
-    def load(cls, files: ModelFiles, engine: Engine, max_batch_size: int | None = None) -> "TextRecognizer":
+    def load(cls, files: ModelFiles, engine: Engine) -> "TextRecognizer":
         """Load the graph and its characters. Raises EngineError, OSError or ValueError."""
         session = engine.load(files.graph)
-        return cls(files.name, session, read_characters(session, files), max_batch_size)
+        return cls(files.name, session, read_characters(session, files))
 
     @property
     def execution_provider(self) -> str:
@@ -73,36 +69,32 @@ class TextRecognizer:
         return [_join(line) for line in parts]
 
     def _read_strips(self, strips: Sequence[NDArray[np.uint8]]) -> list[Reading]:
-        readings: dict[int, Reading] = {}
-        for batch in batches([strip.shape[1] for strip in strips], self._batch_size):
-            (logits, *_) = self._session.run({self._session.inputs[0].name: pad([strips[i] for i in batch])})
-            classes = logits.argmax(axis=2)
-            # The best score of every step: where one is not finite, neither is the one that argmax takes.
-            best = np.take_along_axis(logits, classes[:, :, None], axis=2)[:, :, 0]
-            for i, steps, step_scores in zip(batch, classes, require_finite(best, self._name), strict=True):
-                readings[i] = decode(steps, step_scores, self._characters)
+        # Those of one width behind each other: they can go in one batch.
+        order = sorted(range(len(strips)), key=lambda i: strips[i].shape[1])
+        name = self._session.inputs[0].name
+        outputs = self._session.run_many({name: pad(strips[i])} for i in order)
+        readings = {i: self._decode(logits) for i, (logits, *_) in zip(order, outputs, strict=True)}
         return [readings[i] for i in range(len(strips))]
 
-
-def batches(widths: Sequence[int], max_size: int) -> list[list[int]]:
-    """Group strips of like width: at most `max_size` and MAX_BATCH_WIDTH padded columns in each."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(widths)), key=lambda i: widths[i]):
-        width = max(MIN_WIDTH, widths[index])
-        if groups and len(groups[-1]) < max_size and (len(groups[-1]) + 1) * width <= MAX_BATCH_WIDTH:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+    def _decode(self, logits: NDArray[np.float32]) -> Reading:
+        """Decode the scores of one strip, [1, T, classes]."""
+        classes = logits[0].argmax(axis=1)
+        # The best score of every step: where one is not finite, neither is the one that argmax takes.
+        best = np.take_along_axis(logits[0], classes[:, None], axis=1)[:, 0]
+        return decode(classes, require_finite(best, self._name), self._characters)
 
 
-def pad(strips: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Normalise strips to -1…1 and pad them with 0 to one width: float32 [N, 3, 48, W]."""
-    width = max(MIN_WIDTH, *(strip.shape[1] for strip in strips))
-    batch = np.zeros((len(strips), 3, LINE_HEIGHT, width), np.float32)
-    for row, strip in zip(batch, strips, strict=True):
-        row[:, :, : strip.shape[1]] = look_up(strip, _NORMALISED)
-    return batch
+def padded_width(width: int) -> int:
+    """Return the width of the network's input for a strip of that width."""
+    step = WIDTH_STEP if width <= WIDE else WIDE_STEP
+    return max(MIN_WIDTH, -(-width // step) * step)
+
+
+def pad(strip: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Normalise a strip uint8 [48, W, 3] to -1…1 and pad it with 0: float32 [1, 3, 48, padded_width(W)]."""
+    padded = np.zeros((1, 3, LINE_HEIGHT, padded_width(strip.shape[1])), np.float32)
+    padded[0, :, :, : strip.shape[1]] = look_up(strip, _NORMALISED)
+    return padded
 
 
 def decode(steps: NDArray[np.intp], scores: NDArray[np.float32], characters: Sequence[str]) -> Reading:

@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
     from immich_ml_compat import service
-    from immich_ml_compat.engine import Array, Engine, Session
+    from immich_ml_compat.engine import Array
+    from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSession
     from immich_ml_compat.images import Photo
 
     class Panic(BaseException):
@@ -32,29 +32,16 @@ if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
         while Path(os.environ.get(variable, "/nowhere")).exists():
             time.sleep(0.1)
 
-    class SlowSession:
-        """A session that waits before each run."""
+    load, run = OnnxRuntimeEngine.load, OnnxRuntimeSession.run
 
-        def __init__(self, session: Session) -> None:
-            self._session = session
+    def slow_load(self: OnnxRuntimeEngine, path: Path) -> OnnxRuntimeSession:
+        wait_for("FAULT_SLOW_LOAD")
+        return load(self, path)
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._session, name)
+    def slow_run(self: OnnxRuntimeSession, inputs: Mapping[str, Array]) -> list[Array]:
+        wait_for("FAULT_SLOW_RUN")
+        return run(self, inputs)
 
-        def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-            wait_for("FAULT_SLOW_RUN")
-            return self._session.run(inputs)
-
-    class SlowEngine:
-        """An engine that waits before each load."""
-
-        def __init__(self, engine: Engine) -> None:
-            self._engine = engine
-
-        def load(self, path: Path) -> Session:
-            wait_for("FAULT_SLOW_LOAD")
-            return SlowSession(self._engine.load(path))
-
-    make_engine = service.make_engine  # type: ignore[attr-defined]
-    service.make_engine = lambda *given: SlowEngine(make_engine(*given))  # type: ignore[attr-defined]
+    OnnxRuntimeEngine.load = slow_load  # type: ignore[method-assign]
+    OnnxRuntimeSession.run = slow_run  # type: ignore[method-assign]
     service.Photo = fault  # type: ignore[attr-defined, assignment]
