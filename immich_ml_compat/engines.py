@@ -38,7 +38,7 @@ def make_scheduler(choice: Choice, settings: Settings, cores: int) -> Scheduler:
         return Scheduler(1, [1], max_batch=MAX_GPU_BATCH if choice.device == "cuda" else 1)
     cores = max(1, cores // settings.workers)
     if settings.model_intra_op_threads:
-        return Scheduler(cores, [settings.model_intra_op_threads])
+        return Scheduler(cores, [min(settings.model_intra_op_threads, cores)])
     return Scheduler(cores, [*takewhile(lambda width: width < cores, (1 << n for n in count())), cores])
 
 

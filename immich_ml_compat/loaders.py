@@ -13,6 +13,9 @@ from .ocr.recognition import TextRecognizer
 from .settings import MaxBatchSize
 from .store import ModelFiles
 
+LINES = 8
+"""The most lines of text in a batch: each eighth column of their pixels gives a row of all characters."""
+
 
 def loaders(max_batch_size: MaxBatchSize) -> Loaders:
     """Return how each kind of model is loaded."""
@@ -22,7 +25,7 @@ def loaders(max_batch_size: MaxBatchSize) -> Loaders:
         (Task.FACES, ModelType.DETECTION): FaceDetector.load,
         (Task.FACES, ModelType.RECOGNITION): _with(FaceRecognizer.load, max_batch=max_batch_size.facial_recognition),
         (Task.OCR, ModelType.DETECTION): TextDetector.load,
-        (Task.OCR, ModelType.RECOGNITION): _with(TextRecognizer.load, max_batch=max_batch_size.ocr),
+        (Task.OCR, ModelType.RECOGNITION): _with(TextRecognizer.load, max_batch=max_batch_size.ocr or LINES),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.util import find_spec
+from math import ceil, inf
 from pathlib import Path
 
 # What inference engines have fast paths for, as Linux names it.
@@ -37,7 +38,27 @@ def this_machine() -> Machine:
 
 def available_cores() -> int:
     """Return the cores that this process may use: a container may be given fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota == inf else max(1, min(cores, ceil(quota)))
+
+
+def cpu_quota(cgroups: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the cores' worth of time that the control group is given (`cpus:` in compose); infinity without a limit.
+
+    Files: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), and those of version 1.
+    """
+    try:
+        quota, period = (cgroups / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return inf
+    try:
+        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else inf
+    except ValueError:  # "max"
+        return inf
 
 
 def cpu_model() -> str:

@@ -44,6 +44,9 @@ class Service:
         self._orientation = settings.ocr_orientation
         engine = make_engine(choose(settings, this_machine()), settings, device_id)
         self._scheduler = engine.scheduler
+        self.room = self._scheduler.room if settings.request_threads is None else max(1, settings.request_threads)
+        """So many photos are to be worked on side by side, and a search beside them."""
+
         budget = settings.memory_budget_mb
         retention = Retention(settings.model_ttl, settings.text_model_ttl, budget * _MEGABYTE if budget else None)
         downloader = Downloader(store, settings.model_source, checkpoints=settings.clip_download_root)

@@ -23,7 +23,6 @@ from pydantic_settings import (
 
 from . import parent_stack
 from .catalog import ModelType, Task
-from .machine import available_cores
 
 PREFIX = "MACHINE_LEARNING_"
 
@@ -74,7 +73,7 @@ BatchSize = Annotated[int, Field(ge=1)]
 
 
 class MaxBatchSize(BaseModel):
-    """The most items one inference call takes, by task; None leaves it to the task."""
+    """The most items one inference call takes on a GPU, by task; None leaves it to the task. On a CPU it takes one."""
 
     facial_recognition: BatchSize | None = None
     ocr: BatchSize | None = None
@@ -179,16 +178,19 @@ class Settings(BaseSettings):
     """Models that are loaded at start and stay."""
 
     model_intra_op_threads: int = Field(default=0, ge=0, le=1024)
-    """Threads inside one operator; 0 leaves it to the engine: 2, in OpenVINO all cores."""
+    """Threads of one run of a graph on the CPU; 0: one under load, all cores where nothing else is to be done."""
 
     model_inter_op_threads: int = Field(default=0, ge=0, le=1024)
-    """Operators, in OpenVINO whole graphs, that run side by side; 0 is 1."""
+    """Operators of one run that ONNX Runtime runs side by side; 0 is 1."""
 
     model_arena: bool = True
     """Whether the engine keeps a memory arena: faster, but its memory is not given back."""
 
-    request_threads: int = Field(default_factory=available_cores, ge=0, le=1024)
-    """Photos computed side by side; further ones wait, and a search passes them. 0 counts as 1."""
+    request_threads: int | None = Field(default=None, ge=0, le=1024)
+    """Photos worked on side by side in a worker; further ones wait, and a search passes them. 0 counts as 1.
+
+    None: one more than can be in their graphs at once; as many as fill a batch twice on a GPU.
+    """
 
     max_batch_size: MaxBatchSize = MaxBatchSize()
 

@@ -41,7 +41,7 @@ class Worker:
         self._service = service
         self._preload = settings.preload.models()
         self._linger_s = min(settings.model_ttl, LINGER_S) if settings.model_ttl > 0 else LINGER_S
-        self._room = max(1, settings.request_threads)
+        self._room = service.room
         self._poll_s = settings.model_ttl_poll_s
         self._ended = threading.Event()
         self._lock = threading.Lock()

@@ -52,7 +52,8 @@ def running_server(cache: Path, folder: Path, environment: Mapping[str, str] | N
     log = folder / "server.log"
     variables = {name: value for name, value in os.environ.items() if not SETTING.match(name)}
     variables |= {"MACHINE_LEARNING_CACHE_FOLDER": str(cache), "IMMICH_HOST": "127.0.0.1", "IMMICH_PORT": "0"}
-    variables |= environment or {}
+    # The same figures on every machine: some would choose bf16.
+    variables |= {"MACHINE_LEARNING_PRECISION": "fp32"} | dict(environment or {})
     command = [sys.executable, "-m", "immich_ml_compat"]
     with log.open("wb") as output, subprocess.Popen(command, env=variables, stdout=output, stderr=output) as process:
         try:

@@ -31,13 +31,14 @@ MACHINES = (PLAIN, BF16, AMX, GPU, BARE, ARM)
     [
         # Left to itself.
         ({}, PLAIN, "onnxruntime cpu fp32"),
-        ({}, BF16, "onnxruntime cpu fp32"),
-        ({}, AMX, "onnxruntime cpu fp32"),
+        ({}, BF16, "openvino cpu bf16"),
+        ({}, AMX, "openvino cpu bf16"),
         ({}, BARE, "onnxruntime cpu fp32"),
         ({}, ARM, "onnxruntime cpu fp32"),
         ({}, GPU, "onnxruntime cuda fp32"),
         # In part.
-        ({"device": "cpu"}, GPU, "onnxruntime cpu fp32"),
+        ({"device": "cpu"}, GPU, "openvino cpu bf16"),
+        ({"device": "cpu"}, PLAIN, "onnxruntime cpu fp32"),
         ({"engine": "onnxruntime"}, GPU, "onnxruntime cuda fp32"),
         ({"engine": "onnxruntime"}, BF16, "onnxruntime cpu fp32"),
         ({"engine": "onnxruntime", "device": "cpu"}, GPU, "onnxruntime cpu fp32"),
@@ -122,10 +123,12 @@ def test_openvino_has_no_more_threads_than_there_are_cores(variables: dict[str, 
         model_inter_op_threads=variables.get("inter", 0),
         workers=variables.get("workers", 1),
     )
-    engine = make_engine(choose(settings, PLAIN), settings)
-    assert isinstance(engine, OpenVinoEngine)
-    assert 1 <= engine.streams <= engine.threads <= available_cores()
-    assert engine.threads == (1 if "workers" in variables else available_cores())
+    scheduled = make_engine(choose(settings, PLAIN), settings)
+    for width in scheduled.scheduler.widths:
+        engine = scheduled.engine_of(width)
+        assert isinstance(engine, OpenVinoEngine)
+        assert 1 <= engine.streams <= engine.threads <= available_cores()
+        assert engine.threads == (1 if "workers" in variables else available_cores())
 
 
 def test_in_less_than_single_precision_there_is_a_way_back() -> None:
@@ -135,7 +138,7 @@ def test_in_less_than_single_precision_there_is_a_way_back() -> None:
             make_engine(choose(settings, BF16), settings)
         return
     engine = make_engine(choose(settings, this_machine()), settings)
-    assert isinstance(engine, RetryInFull)
+    assert isinstance(engine.engine_of(1), RetryInFull)
 
 
 @pytest.mark.parametrize(

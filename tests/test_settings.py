@@ -62,7 +62,7 @@ VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
     ("model_intra_op_threads", f"{P}MODEL_INTRA_OP_THREADS", 0, ("3", 3), "-1"),
     ("model_inter_op_threads", f"{P}MODEL_INTER_OP_THREADS", 0, ("4", 4), "1.5"),
     ("model_arena", f"{P}MODEL_ARENA", True, ("false", False), "maybe"),
-    ("request_threads", f"{P}REQUEST_THREADS", CORES, ("7", 7), "many"),
+    ("request_threads", f"{P}REQUEST_THREADS", None, ("7", 7), "many"),
     ("max_batch_size.ocr", f"{P}MAX_BATCH_SIZE__OCR", None, ("5", 5), "0"),
     ("max_batch_size.facial_recognition", f"{P}MAX_BATCH_SIZE__FACIAL_RECOGNITION", None, ("6", 6), "x"),
     ("ocr_orientation", f"{P}OCR_ORIENTATION", True, ("false", False), "2"),

@@ -12,6 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from . import Array, EngineError, OneByOne, TensorInfo
 from .optimized import DATA_SUFFIX, OptimizedGraphs
+from .packed_weights import align_weights
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ _ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
+
+_TRIAL_SIDE = 64
+"""What a free axis has in the trial of an optimised form: a multiple of 32, as the detectors need."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -93,10 +97,8 @@ class OnnxRuntimeEngine:
         form = self.optimized.find(path, lambda target: self._write(path, target))
         if form is None:
             return OnnxRuntimeSession(path, self._session(path, self._options()))
-        options = self._options()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done
         try:
-            return OnnxRuntimeSession(path, self._session(form, options))
+            return OnnxRuntimeSession(path, self._optimized_session(form))
         except EngineError as error:
             log.warning("%s is made anew: %s", form, error)
             self.optimized.discard(form)
@@ -116,7 +118,10 @@ class OnnxRuntimeEngine:
         return options
 
     def _write(self, path: Path, target: Path) -> None:
-        """Write the graph at `path` to `target` as it is optimised for this CPU, its packed weights beside it."""
+        """Write the graph at `path` to `target` as it is optimised for this CPU, its packed weights beside it.
+
+        Raises EngineError, OSError, LookupError or ValueError where that cannot be, or gives other results.
+        """
         options = self._options()
         options.optimized_model_filepath = str(target)
         for name, value in {
@@ -125,7 +130,22 @@ class OnnxRuntimeEngine:
             "save_external_prepacked_constant_initializers": "1",
         }.items():
             options.add_session_config_entry(f"session.{name}", value)
-        self._session(path, options)
+        session = self._session(path, options)
+        data = target.with_name(target.name + DATA_SUFFIX)
+        if data.is_file():
+            align_weights(target, data)
+        inputs = {node.name: _nothing(_info(path, node)) for node in session.get_inputs()}
+        try:
+            expected, found = (each.run(None, inputs) for each in (session, self._optimized_session(target)))
+        except _ERRORS as error:
+            raise EngineError(f"{path}: {error}") from error
+        if not all(map(_close, expected, found)):
+            raise EngineError(f"{path}: its optimised form on disk gives other results")
+
+    def _optimized_session(self, form: Path) -> ort.InferenceSession:
+        options = self._options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done
+        return self._session(form, options)
 
     def _session(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
         provider = self.execution_provider
@@ -167,6 +187,16 @@ class OnnxRuntimeSession(OneByOne):
         except _ERRORS as error:
             raise EngineError(f"{self._path}: {error}") from error
         return outputs
+
+
+def _nothing(info: TensorInfo) -> Array:
+    """An input of ones, small where axes are free."""
+    shape = [_TRIAL_SIDE if axis is None else axis for axis in info.shape]
+    return np.ones([1, *shape[1:]] if info.shape[:1] == (None,) else shape, info.dtype)
+
+
+def _close(expected: Array, found: Array) -> bool:
+    return expected.shape == found.shape and np.allclose(expected, found, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def _info(path: Path, node: Any) -> TensorInfo:

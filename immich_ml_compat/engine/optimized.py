@@ -4,7 +4,7 @@ ONNX Runtime rearranges a graph and packs its weights when it loads it, for each
 own. Written down once, the packed weights are mapped: sessions and processes share their pages, and the system may
 drop and read them again.
 
-    <folder>/<graph's own folder, as a name>-<stamp of its files>/model.onnx, model.onnx.data
+    <folder>/<the graph's path, as a name>-<stamp of its files>/model.onnx, model.onnx.data
 """
 
 import logging
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from ..memory import release
 from . import EngineError
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ DATA_SUFFIX = ".data"
 
 _GRAPH = "model.onnx"
 _MAKING = ".making"
-_NAMED_BY = 3  # folders of the path: task, name, type
+_NAMED_BY = 4  # parts of the path: task, name, type, file
 _FREE_FOR = 4  # times the graph's size must be free: the weights are written as they were and packed
 _FORGET_S = 24 * 3600.0
 
@@ -38,7 +39,8 @@ class OptimizedGraphs:
     def find(self, graph: Path, write: Callable[[Path], None]) -> Path | None:
         """Return the optimised form of a graph, having `write` make it where it is not there; None without one.
 
-        `write` is told where to, and raises EngineError where it cannot.
+        `write` is told where to, tries what it wrote, and raises EngineError, LookupError or ValueError where that is
+        no use. A process that dies of it is the last one to try for a day.
         """
         try:
             home = self.folder / f"{_name(graph)}-{_stamp(graph)}"
@@ -69,8 +71,9 @@ class OptimizedGraphs:
             return False
         try:
             write(making / _GRAPH)
+            release()
             making.rename(home)
-        except EngineError as error:
+        except (EngineError, LookupError, ValueError) as error:
             log.warning("%s is loaded without an optimised form: %s", graph, error)
             return False
         finally:
@@ -82,7 +85,7 @@ class OptimizedGraphs:
 
 
 def _name(graph: Path) -> str:
-    return "_".join(graph.parent.parts[-_NAMED_BY:])
+    return "_".join(graph.with_suffix("").parts[-_NAMED_BY:])
 
 
 def _stamp(graph: Path) -> str:

@@ -62,6 +62,12 @@ class Scheduler:
         """So many runs of one request at a time keep everything busy."""
         return 2 * max(self.cores // self.widths[0], self.max_batch)
 
+    @property
+    def room(self) -> int:
+        """So many photos side by side keep everything busy: while some are decoded, others are in their graphs."""
+        runs = self.cores // self.widths[0]
+        return runs + 1 if self.max_batch == 1 else 2 * runs * self.max_batch
+
     @contextmanager
     def photo(self) -> Iterator[None]:
         """Tell that a photo is being worked on: those that are decoded meanwhile need cores as well."""
