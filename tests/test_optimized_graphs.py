@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from immich_ml_compat.catalog import ModelType, Task
@@ -90,10 +89,8 @@ def test_weights_begin_where_a_page_does(graph: Path, tmp_path: Path) -> None:
     places = []
     for tensor in onnx.load(form, load_external_data=False).graph.initializer:
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        packed = [
-            value.rpartition("|")[2].split(";")[0] for key, value in entries.items() if key.startswith("prepacked")
-        ]
-        places += [int(place) for place in [*packed, *([entries["offset"]] if entries else [])]]
+        packed = [value.rpartition("|")[2] for key, value in entries.items() if key.startswith("prepacked")]
+        places += [int(blob.partition(";")[0]) for blob in packed] + ([int(entries["offset"])] if entries else [])
     assert len(places) > 10
     assert all(place % 4096 == 0 for place in places)
 
@@ -201,8 +198,8 @@ def test_a_process_that_dies_of_it_is_the_last_to_try(tmp_path: Path) -> None:
 
     assert load("crash") < 0
     assert load("crash") == 0
-    assert not forms(kept)
     (left,) = kept.iterdir()
+    assert left.suffix == ".making"
     os.utime(left, (0, 0))
     assert load("well") == 0
     assert len(forms(kept)) == 1
@@ -213,4 +210,3 @@ def test_without_a_folder_nothing_is_written(graph: Path) -> None:
     session = OnnxRuntimeEngine("cpu").load(graph)
     assert session.execution_provider == "CPUExecutionProvider"
     assert sorted(graph.parent.iterdir()) == before
-    assert ort.__version__

@@ -78,9 +78,9 @@ class OptimizedGraphs:
             return False
         finally:
             shutil.rmtree(making, ignore_errors=True)
-        for outdated in self.folder.glob(f"{_name(graph)}-*"):
-            if outdated != home and outdated.suffix != _MAKING:
-                shutil.rmtree(outdated, ignore_errors=True)
+        for other in self.folder.iterdir():
+            if other != home and other.name.rpartition("-")[0] == _name(graph) and other.suffix != _MAKING:
+                shutil.rmtree(other, ignore_errors=True)  # of what lay there before
         return True
 
 
