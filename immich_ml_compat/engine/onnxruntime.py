@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,6 +112,9 @@ class OnnxRuntimeEngine:
         if options.inter_op_num_threads > 1:
             options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         options.enable_cpu_mem_arena = self.arena
+        if self.arena:
+            _make_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False  # it keeps a plan for every shape that ever came
         options.log_severity_level = 3  # its warnings are about the exporter's shape hints, not about us
         # Threads wait for each other by spinning, which is fast; between two runs they would only burn a core.
@@ -187,6 +191,14 @@ class OnnxRuntimeSession(OneByOne):
         except _ERRORS as error:
             raise EngineError(f"{self._path}: {error}") from error
         return outputs
+
+
+@cache
+def _make_arena() -> None:
+    """Give ONNX Runtime one arena for the sessions of this process: what one has done with, another can use."""
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    as_ever = ort.OrtArenaCfg(0, -1, -1, -1)
+    ort.create_and_register_allocator(cpu, as_ever)
 
 
 def _nothing(info: TensorInfo) -> Array:
