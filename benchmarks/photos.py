@@ -52,21 +52,21 @@ Random = np.random.Generator
 
 
 def _english_document(random: Random) -> Image.Image:
-    return _text(_paper(random), (140, 60, 2100, 1400), 44, [_english(random, 14) for _ in range(4 * 13)], columns=4)
+    return _text(_paper(random), (140, 60, 2100, 1400), 44, [english(random, 14) for _ in range(4 * 13)], columns=4)
 
 
 def _chinese_document(random: Random) -> Image.Image:
-    return _text(_paper(random), (140, 60, 2100, 1400), 44, [_chinese(random, 7) for _ in range(4 * 13)], columns=4)
+    return _text(_paper(random), (140, 60, 2100, 1400), 44, [chinese(random, 7) for _ in range(4 * 13)], columns=4)
 
 
 def _page(random: Random) -> Image.Image:
-    lines = [_english(random, 26) if i % 2 else _chinese(random, 13) for i in range(14)]
+    lines = [english(random, 26) if i % 2 else chinese(random, 13) for i in range(14)]
     return _text(_paper(random), (420, 60, 1740, 1400), 60, lines)
 
 
 def _menu(random: Random) -> Image.Image:
     board = Image.new("RGB", (900, 1100), (38, 46, 42))
-    lines = [f"{_chinese(random, 4)}  {random.integers(8, 80)}.00" for _ in range(15)]
+    lines = [f"{chinese(random, 4)}  {random.integers(8, 80)}.00" for _ in range(15)]
     _text(board, (90, 70, 860, 1060), 42, lines, colour="#f0ecd8")
     scene = _landscape(random)
     scene.paste(board.rotate(2, Image.Resampling.BICUBIC), (620, 180))
@@ -79,8 +79,8 @@ def _street(random: Random) -> Image.Image:
     for i in range(16):
         left, top = 80 + (i % 4) * 520, 120 + (i // 4) * 330
         draw.rectangle((left, top, left + 420, top + 110), fill=tuple(int(c) for c in random.integers(20, 110, 3)))
-        text = _chinese(random, 5) if i % 2 else _english(random, 14)
-        draw.text((left + 24, top + 22), text, "white", _font(52))
+        text = chinese(random, 5) if i % 2 else english(random, 14)
+        draw.text((left + 24, top + 22), text, "white", font(52))
     return street
 
 
@@ -144,23 +144,26 @@ def _text(
     rows = len(lines) // columns
     for i, line in enumerate(lines):
         corner = (left + i // rows * (right - left) // columns, top + i % rows * (bottom - top) // rows)
-        draw.text(corner, line, colour, _font(size))
+        draw.text(corner, line, colour, font(size))
     return image
 
 
-def _english(random: Random, letters: int) -> str:
+def english(random: Random, letters: int) -> str:
+    """Return words of about that many letters."""
     words: list[str] = []
     while sum(map(len, words)) + len(words) < letters:
         words.append(_WORDS[random.integers(len(_WORDS))])
     return " ".join(words)[:letters].strip().capitalize()
 
 
-def _chinese(random: Random, characters: int) -> str:
+def chinese(random: Random, characters: int) -> str:
+    """Return so many characters of running text."""
     start = int(random.integers(len(_CHINESE) - characters))
     return _CHINESE[start : start + characters]
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return a font with Latin and Chinese characters."""
     if not _FONT.is_file():
         raise FileNotFoundError(f"{_FONT} is not there: install Debian's fonts-noto-cjk")
     return ImageFont.truetype(_FONT, size, index=_SIMPLIFIED_CHINESE)

@@ -1,0 +1,85 @@
+"""Images of random size and text, thousands of them: what the processes hold must not grow with the shapes that came.
+
+    python -m benchmarks.soak_images CACHE [COUNT]
+
+Every image is read and searched for faces, every tenth gets a CLIP vector as well, four at a time. Prints the memory
+(PSS, all processes) every 500 images, and fails where the median of the last ten looks is more than 5 % above that of
+the first ten after 500 images.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+import httpx
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .forms import CONTENT_TYPE, form
+from .photos import chinese, english, font
+from .replay import Usage
+from .servers import Server, ours
+
+IN_FLIGHT = 4
+SETTLED = 500
+LOOK_EVERY = 50
+GROUP = 10
+LIMIT = 1.05
+_SIDES = (40, 1600)
+
+
+def images(seed: int = 0) -> Iterator[bytes]:
+    """Draw images for ever: sides from 40 to 1600 pixels, small ones as often as large, with 0 to 8 lines of text."""
+    random = np.random.default_rng(seed)
+    while True:
+        width, height = np.exp(random.uniform(*np.log(_SIDES).tolist(), 2)).astype(int).tolist()
+        image = Image.new("RGB", (width, height), tuple(random.integers(120, 256, 3).tolist()))
+        draw = ImageDraw.Draw(image)
+        for _ in range(random.integers(0, 9)):
+            size = int(random.integers(12, 60))
+            letters = int(random.integers(1, 40))
+            text = chinese(random, letters) if random.random() < 0.5 else english(random, letters)
+            place = random.uniform(0, (width, height)).tolist()
+            draw.text(place, text, "black", font(size))
+        file = BytesIO()
+        image.save(file, "JPEG", quality=80)
+        yield file.getvalue()
+
+
+def ask(server: Server, number: int, image: bytes) -> None:
+    """Have one image read, searched for faces and, every tenth, embedded. Raises RuntimeError for any but a 200."""
+    for task in ("ocr", "faces", "clip") if number % 10 == 0 else ("ocr", "faces"):
+        url, headers = f"http://127.0.0.1:{server.port}/predict", {"Content-Type": CONTENT_TYPE}
+        answer = httpx.post(url, content=form(task, image), headers=headers, timeout=300)
+        if answer.status_code != 200:
+            raise RuntimeError(f"{task} of image {number}: {answer.status_code} {answer.text[:300]}")
+
+
+def main() -> int:
+    """Send the images."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("count", type=int, nargs="?", default=10_000)
+    options = parser.parse_args()
+    held: list[float] = []
+    drawn = images()
+    with ours(options.cache, {}) as server, ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for start in range(0, options.count, LOOK_EVERY):
+            numbered = enumerate(islice(drawn, LOOK_EVERY), start)
+            list(pool.map(lambda each: ask(server, *each), numbered))
+            held.append(Usage(server.pid).pss_mb())
+            if (start + LOOK_EVERY) % SETTLED == 0:
+                print(f"{start + LOOK_EVERY} images: {held[-1]:.0f} MB", flush=True)
+    settled = held[SETTLED // LOOK_EVERY :]
+    first, last = (statistics.median(group) for group in (settled[:GROUP], settled[-GROUP:]))
+    print(f"{options.count} images: {first:.0f} MB after the first {SETTLED}, {last:.0f} MB in the end", flush=True)
+    return int(last > LIMIT * first)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
