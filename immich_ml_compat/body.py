@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 _MEGABYTE = 1_000_000
-_LINGER_S = 2.0
+_LINGER_S = 1.0
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def health(settings: Settings) -> int:
     """
     ailment = find_ailment(settings)
     if ailment is not None:
-        print(ailment, file=sys.stderr)
+        print(" ".join(ailment.split()), file=sys.stderr)  # what a stranger answers may have lines
     return int(ailment is not None)
 
 
@@ -77,4 +77,4 @@ def _judge(where: str, status: int, body: str) -> str | None:
         return None
     if status == 404:
         return f"{where}: answers 404; it is another server, or its MACHINE_LEARNING_ACCESS_TOKEN is another one"
-    return f"{where}: answers {status}: {' '.join(body.split())}"
+    return f"{where}: answers {status}: {body}"
