@@ -58,7 +58,7 @@ def find_ailment(settings: Settings) -> str | None:
         return f"{where}: does not speak TLS as it should ({error.reason or error}); is it started with these settings?"
     except TimeoutError:
         return f"{where}: no answer within {_TIMEOUT_S:g} s"
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, UnicodeError) as error:
         return f"{where}: cannot be asked ({getattr(error, 'strerror', None) or error or type(error).__name__})"
 
 

@@ -158,15 +158,17 @@ def test_a_body_that_stops(face: Face, length: str, started: bool) -> None:
     assert b"connection: close" in answer
 
 
-def test_a_body_that_comes_slowly_is_taken(face: Face) -> None:
+def test_a_body_that_comes_slowly_is_taken() -> None:
     def pieces() -> Iterator[bytes]:
         body = form(GOOD)
         for start in range(0, len(body), 16):
-            time.sleep(0.2)
+            time.sleep(0.4)
             yield body[start : start + 16]
 
-    assert len(form(GOOD)) / 16 * 0.2 > 1
-    assert face.asked(pieces()).entries
+    assert len(form(GOOD)) / 16 * 0.4 > 3
+    recorder = Recorder()
+    with serving(recorder, limits=BodyLimits(patience_s=3)) as url:
+        assert Face(url, recorder).asked(pieces()).entries
 
 
 def test_a_body_that_nobody_waits_for_is_not_received_for_ever(face: Face) -> None:
@@ -184,10 +186,10 @@ def test_a_request_that_is_worked_on_has_all_the_time() -> None:
         assert go_on.wait(60)
         return Answer(200, b"{}")
 
-    with serving(slow, threads=1, limits=BodyLimits(patience_s=0.2)) as url:
+    with serving(slow, threads=1, limits=BodyLimits(patience_s=1)) as url:
         request = head(f"Content-Length: {len(form(GOOD))}") + form(GOOD)
         with raw(url, request + PING) as first, raw(url, request) as second:
-            time.sleep(1)
+            time.sleep(2)
             go_on.set()
             for connection in (first, second):
                 assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")

@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
@@ -31,6 +30,7 @@ from immich_ml_compat.tls import client_context, server_context
 from .server import SETTING, Server, running_server
 
 ROOT = Path(__file__).parents[1]
+READ = {kind: {"modelName": "PP-OCRv6_small"} for kind in ("detection", "recognition")}
 CERT, KEY, TOKEN = (f"MACHINE_LEARNING_{name}" for name in ("TLS_CERT", "TLS_KEY", "ACCESS_TOKEN"))
 
 
@@ -222,6 +222,13 @@ def test_a_server_without_tls_that_should_have_it(server: Server, pair: Pair) ->
     assert "does not speak TLS as it should" in said
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "é..é", "a b", "x" * 300, "::g"])
+def test_hosts_that_are_none(host: str) -> None:
+    code, said = health(3003, IMMICH_HOST=host)
+    assert code == 1
+    assert ": cannot be asked (" in said
+
+
 def test_settings_that_cannot_be_used(server: Server) -> None:
     """2 would have a meaning of its own for Docker."""
     assert health(server.port, IMMICH_PORT="nope")[0] == 1
@@ -247,24 +254,15 @@ def test_a_server_that_hangs_or_is_gone(tmp_path: Path) -> None:
 
 def test_a_server_that_can_infer_nothing(tmp_path: Path) -> None:
     """`/ping` answers 503 then, with the cause."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nif 'immich_ml_compat.worker' in sys.orig_argv: sys.exit(9)\n"
-    )
-    variables = {
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
-        "MACHINE_LEARNING_PRELOAD__OCR__DETECTION": "PP-OCRv6_small",
-    }
-    with running_server(tmp_path, tmp_path, variables) as server:
-        deadline = time.monotonic() + 60
-        while (found := health(server.port)) == (0, ""):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        code, said = found
+    broken = "import os, sys\nif 'immich_ml_compat.worker' in sys.orig_argv: os._exit(7)\n"
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    with running_server(tmp_path, tmp_path, {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}) as server:
+        assert health(server.port) == (0, ""), "no worker was needed yet"
+        assert server.predict({"ocr": READ}, b"x").status_code == 503
+        code, said = health(server.port)
         assert code == 1
         assert said.startswith(f"{server.url}: answers 503: ")
-        assert said.removeprefix(f"{server.url}: answers 503: ") == " ".join(
-            httpx.get(f"{server.url}/ping").text.split()
-        )
+        assert said.endswith(" ".join(httpx.get(f"{server.url}/ping").text.split()))
 
 
 @pytest.mark.parametrize(
