@@ -37,15 +37,11 @@ def find_ailment(settings: Settings) -> str | None:
     where = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
     if settings.port == 0:
         return f"{where}: with IMMICH_PORT=0 nobody knows the server's port; set one"
-    connection = (
-        HTTPConnection(host, settings.port, timeout=_TIMEOUT_S)
-        if files is None
-        else HTTPSConnection(host, settings.port, timeout=_TIMEOUT_S, context=client_context(files[0]))
-    )
+    context = None if files is None else client_context(files[0])
     token = settings.access_token
     headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
     try:
-        with closing(connection):
+        with closing(_connection(host, settings.port, context)) as connection:
             connection.request("GET", "/ping", headers=headers)
             answer = connection.getresponse()
             return _judge(where, answer.status, answer.read(_MOST_SHOWN).decode(errors="replace"))
@@ -60,6 +56,12 @@ def find_ailment(settings: Settings) -> str | None:
         return f"{where}: no answer within {_TIMEOUT_S:g} s"
     except (OSError, HTTPException, UnicodeError) as error:
         return f"{where}: cannot be asked ({getattr(error, 'strerror', None) or error or type(error).__name__})"
+
+
+def _connection(host: str, port: int, context: ssl.SSLContext | None) -> HTTPConnection:
+    if context is None:
+        return HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    return HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)
 
 
 def _address(host: str) -> str:

@@ -161,11 +161,11 @@ def test_a_body_that_stops(face: Face, length: str, started: bool) -> None:
 def test_a_body_that_comes_slowly_is_taken() -> None:
     def pieces() -> Iterator[bytes]:
         body = form(GOOD)
-        for start in range(0, len(body), 16):
-            time.sleep(0.4)
-            yield body[start : start + 16]
+        for start in range(0, len(body), 8):
+            time.sleep(0.3)
+            yield body[start : start + 8]
 
-    assert len(form(GOOD)) / 16 * 0.4 > 3
+    assert len(form(GOOD)) / 8 * 0.3 > 3
     recorder = Recorder()
     with serving(recorder, limits=BodyLimits(patience_s=3)) as url:
         assert Face(url, recorder).asked(pieces()).entries
