@@ -3,15 +3,15 @@
 import asyncio
 from typing import Any
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class PatientConnection(H11Protocol):
     """A connection on which a client has a limited time to send the head of a request.
 
-    The time runs from the opening of the connection, from the first byte of a further request, and, where an
-    answer came before the end of the request's body, from that answer. While a request is being answered none runs.
+    The time runs from the opening of the connection, and from the first byte after an answer, which may also be
+    one of the answered request's body. While a request is being answered none runs, and without a byte after an
+    answer it is uvicorn's own, for idle connections.
     """
 
     patience_s: float = 30
@@ -34,12 +34,6 @@ class PatientConnection(H11Protocol):
         if self._is_answering:
             self._drop_deadline()
         else:
-            self._start_deadline()
-
-    def on_response_complete(self) -> None:
-        """Go on with the next request; the last one's body may still be coming."""
-        super().on_response_complete()
-        if not self._is_answering and self.conn.their_state is h11.SEND_BODY:
             self._start_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
