@@ -37,7 +37,7 @@ def images(seed: int = 0) -> Iterator[bytes]:
     """Draw images for ever: sides from 40 to 1600 pixels, small ones as often as large, with 0 to 8 lines of text."""
     random = np.random.default_rng(seed)
     while True:
-        width, height = np.exp(random.uniform(*np.log(_SIDES), size=2)).astype(int).tolist()
+        width, height = (int(_SIDES[0] * (_SIDES[1] / _SIDES[0]) ** random.random()) for _ in "wh")
         image = Image.new("RGB", (width, height), tuple(random.integers(120, 256, 3).tolist()))
         draw = ImageDraw.Draw(image)
         for _ in range(random.integers(0, 9)):

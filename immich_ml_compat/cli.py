@@ -12,7 +12,10 @@ from .settings import ConfigurationError, load_settings, set_up_logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 failed, 2 used wrongly."""
+    """Run a command and return its exit code: 0 done, 1 failed, 2 used wrongly.
+
+    `health` fails with 1 whatever is wrong: a container's health check may not end with 2.
+    """
     options = _parser().parse_args(arguments)
     try:
         settings = load_settings()
@@ -27,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .doctor import doctor
 
             return doctor(settings)
+        if options.command == "health":
+            from .health import health
+
+            return health(settings)
         if options.command == "models":
             from .model_command import run
 
@@ -36,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return predict(settings, options)
     except ConfigurationError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 1 if options.command == "health" else 2
 
 
 def _log_level(level: int, command: str) -> int:
     """What a server tells as it goes along would only stand in the way of a command's output."""
-    return logging.WARNING if level == logging.INFO and command in ("predict", "doctor") else level
+    return logging.WARNING if level == logging.INFO and command in ("predict", "doctor", "health") else level
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="serve Immich's requests; settings come from the environment (see the README)")
     commands.add_parser("doctor", help="try out what this machine and installation can do")
+    commands.add_parser("health", help="ask the server that these settings start whether it is well; 1 where it is not")
     _add_models(commands.add_parser("models", help="manage the models in the cache folder"))
     _add_predict(commands.add_parser("predict", help="run models on one photo or text and print the answer"))
     return parser

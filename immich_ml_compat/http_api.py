@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Lifespan
 
 from . import __version__
+from .body import BodyError, BodyLimits, LastAnswer, receive_body
 from .messages import Answer, PredictRequest
 
 Answerer = Callable[[PredictRequest], Awaitable[Answer]]
@@ -46,12 +47,23 @@ _PREDICT_BODY = {
 _DETAIL = {"content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The image or the text cannot be used", **_DETAIL},
+    408: {"description": "The body stopped coming", **_DETAIL},
+    413: {"description": "The body is larger than the server takes", **_DETAIL},
     422: {"description": "The entries are missing, malformed or name something unknown", **_DETAIL},
     500: {"description": "A model is not there, does not load or fails", **_DETAIL},
+    503: {"description": "No inference worker can be started", **_DETAIL},
+}
+_UNWELL: dict[int | str, dict[str, Any]] = {
+    503: {"description": "Why nothing can be answered", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
 
 
-def create_app(answer: Answerer, health: Health, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+def create_app(
+    answer: Answerer,
+    health: Health,
+    lifespan: Lifespan[FastAPI] | None = None,
+    limits: BodyLimits = BodyLimits(),  # noqa: B008 - frozen
+) -> FastAPI:
     """Build the application around what answers its requests."""
     app = FastAPI(title="Immich ML", version=__version__, lifespan=lifespan)
 
@@ -59,17 +71,21 @@ def create_app(answer: Answerer, health: Health, lifespan: Lifespan[FastAPI] | N
     async def root() -> dict[str, str]:
         return {"message": "Immich ML"}
 
-    @app.get("/ping", summary="Say that the server is up", response_class=PlainTextResponse)
+    @app.get("/ping", summary="Say that the server is up", response_class=PlainTextResponse, responses=_UNWELL)
     async def ping() -> Response:
         trouble = health()
         return PlainTextResponse("pong") if trouble is None else PlainTextResponse(trouble, 503)
 
     @app.post("/predict", summary="Run models on an image or a text", openapi_extra=_PREDICT_BODY, responses=_ERRORS)
     async def predict(request: Request) -> Response:
-        result = await unless_gone(answer(await read_request(request)), request)
+        result = await unless_gone(answer(await read_request(request, limits)), request)
         if result is None:
             return Response(status_code=499)  # nobody reads it
         return Response(result.body, result.status, media_type="application/json")
+
+    @app.exception_handler(BodyError)
+    async def body_error(_: Request, error: BodyError) -> Response:
+        return LastAnswer(error.status, error.detail)
 
     @app.exception_handler(Exception)
     async def internal_error(_: Request, __: Exception) -> Response:
@@ -100,9 +116,9 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 2**63 - 1  # an upload is held in memory, never in a temporary file
 
 
-async def read_request(request: Request) -> PredictRequest:
-    """Read the form of a `POST /predict`. Raises what FastAPI answers with 400 or 422."""
-    form = await _read_form(request)
+async def read_request(request: Request, limits: BodyLimits) -> PredictRequest:
+    """Read the form of a `POST /predict`. Raises what FastAPI answers with 400 or 422, and BodyError."""
+    form = await _read_form(request, limits)
     try:
         return await _from_form(form)
     finally:
@@ -123,14 +139,14 @@ async def _from_form(form: FormData) -> PredictRequest:
     )
 
 
-async def _read_form(request: Request) -> FormData:
+async def _read_form(request: Request, limits: BodyLimits) -> FormData:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    form = FormData()
+    form, body = FormData(), receive_body(request, limits)
     try:
         if content_type == "multipart/form-data":
-            form = await _InMemoryParser(request.headers, request.stream()).parse()
+            form = await _InMemoryParser(request.headers, body).parse()
         elif content_type == "application/x-www-form-urlencoded":
-            form = await FormParser(request.headers, request.stream()).parse()
+            form = await FormParser(request.headers, body).parse()
         for value in form.values():
             if isinstance(value, str):
                 value.encode()  # a charset such as unicode_escape gives lone surrogates, which nothing later takes

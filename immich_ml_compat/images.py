@@ -71,11 +71,12 @@ class Reduced:
 class Photo:
     """An encoded photo. Its head was read and found in order; its pixels are decoded when they are asked for."""
 
-    def __init__(self, data: bytes) -> None:
-        """Open a photo. Raises InvalidInputError for what is empty, no picture, of no size or over MAX_PIXELS."""
+    def __init__(self, data: bytes, most_pixels: int = MAX_PIXELS) -> None:
+        """Open a photo. Raises InvalidInputError for what is empty, no picture, of no size or over `most_pixels`."""
         if not data:
             raise InvalidInputError("The image is empty")
         self._data = data
+        self._most_pixels = most_pixels
         self._whole: Image.Image | None = None
         with _refusals():
             image = self._open()
@@ -114,7 +115,7 @@ class Photo:
 
     def _open(self) -> Image.Image:
         image = Image.open(BytesIO(self._data), formats=_formats())
-        _check_size(image)
+        _check_size(image, self._most_pixels)
         return image
 
 
@@ -146,11 +147,11 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name not in _REFUSED_FORMATS]
 
 
-def _check_size(image: Image.Image) -> None:
+def _check_size(image: Image.Image, most_pixels: int) -> None:
     if image.width == 0 or image.height == 0:
         raise InvalidInputError("Image has zero width or height")
     slow = any(tile.codec_name in Image.DECODERS for tile in getattr(image, "tile", ()))
-    most = MAX_SLOW_PIXELS if slow else MAX_PIXELS
+    most = min(MAX_SLOW_PIXELS, most_pixels) if slow else most_pixels
     if image.width * image.height > most:
         what = f"{image.format} images may have" if slow else "the most is"
         raise InvalidInputError(f"The image is too large: {image.width} x {image.height} pixels, {what} {most} in all")

@@ -41,6 +41,7 @@ class Service:
         """Raises ConfigurationError for settings that do not fit the machine or the models at hand."""
         store = ModelStore(settings.cache_folder)
         self.names = ModelNames(store, settings.model_aliases, settings.clip_model)
+        self._most_pixels = settings.max_image_pixels
         self._orientation = settings.ocr_orientation
         engine = make_engine(choose(settings, this_machine()), settings, device_id)
         self._scheduler = engine.scheduler
@@ -58,7 +59,7 @@ class Service:
             plan = plan_request(request, self.names)
             if request.image is not None:
                 with self._scheduler.photo():
-                    photo = Photo(request.image)
+                    photo = Photo(request.image, self._most_pixels)
                     return success(self._run(plan, photo), photo.size)
             assert plan.clip_text is not None
             assert request.text is not None

@@ -13,7 +13,11 @@ from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
+from .access import Access
+from .body import BodyLimits
+from .connection import PatientConnection
 from .dispatch import Dispatcher
 from .engine_choice import choose
 from .environment import report_environment
@@ -26,6 +30,7 @@ from .plan import plan_request
 from .process import Patience, StartError, WorkerProcess
 from .settings import ConfigurationError, Settings
 from .store import ModelStore
+from .tls import server_context
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +44,14 @@ def serve(settings: Settings) -> None:
     for substitution in names.substitutions():
         log.info("Substitution in force: %s", substitution)
     check_preload(settings, names)
+    context = server_context(settings)
     check_device(settings)
     listener = listen(settings.host, settings.port)
     config = uvicorn.Config(
-        build_app(settings, names),
+        guarded(build_app(settings, names), settings),
+        http=PatientConnection.with_patience(settings.header_timeout_s),
+        ws="none",
+        ssl_context_factory=None if context is None else lambda *_: context,
         log_config=None,
         log_level=max(settings.log_level, logging.WARNING),
         access_log=False,
@@ -51,7 +60,8 @@ def serve(settings: Settings) -> None:
         server_header=False,
     )
     host, port = listener.getsockname()[:2]
-    log.info("Serving on %s", f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    scheme = "http" if context is None else "https"
+    log.info("Serving on %s", f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
     _Server(config).run(sockets=[listener])
 
 
@@ -92,7 +102,16 @@ def build_app(settings: Settings, names: ModelNames) -> FastAPI:
         yield
         await dispatcher.close()
 
-    return create_app(answer, lambda: dispatcher.trouble, lifespan)
+    limits = BodyLimits(settings.max_body_mb, settings.header_timeout_s)
+    return create_app(answer, lambda: dispatcher.trouble, lifespan, limits)
+
+
+def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Put the access token, where there is one, before an application."""
+    if settings.access_token is None:
+        return app
+    log.info("Only requests with the access token are answered")
+    return Access(app, settings.access_token.get_secret_value())
 
 
 def check_preload(settings: Settings, names: ModelNames) -> None:

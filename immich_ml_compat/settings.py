@@ -7,11 +7,12 @@ the few that Immich shares between its services. Names nobody knows stop nothing
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -25,6 +26,8 @@ from . import parent_stack
 from .catalog import ModelType, Task
 
 PREFIX = "MACHINE_LEARNING_"
+
+_SECRETS = {f"{PREFIX}ACCESS_TOKEN"}
 
 # Immich's own words for levels (its server is a NestJS program) beside Python's.
 _LOG_LEVELS = {
@@ -41,7 +44,7 @@ _LOG_LEVELS = {
 
 
 class ConfigurationError(Exception):
-    """A setting that cannot be used; the message names the variable, its value and what it takes."""
+    """A setting that cannot be used; the message names the variable, its value unless secret, and what it takes."""
 
 
 def _log_level(value: object) -> object:
@@ -57,17 +60,32 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-def _folder(path: Path) -> Path:
+def _absolute(path: Path) -> Path:
     try:
-        path = path.expanduser().absolute()
+        return path.expanduser().absolute()
     except RuntimeError as error:  # `~nobody`
         raise ValueError(str(error)) from error
+
+
+def _folder(path: Path) -> Path:
+    path = _absolute(path)
     if path.exists() and not path.is_dir():
         raise ValueError("is a file, takes a folder")
     return path
 
 
+def _token(token: SecretStr) -> SecretStr:
+    """Refuse what a client would escape in a path, or take for a part of it (`.`), and what no head has room for."""
+    value = token.get_secret_value()
+    if not re.fullmatch(r"[A-Za-z0-9._~+=-]{1,256}", value) or value in (".", ".."):
+        raise ValueError(
+            "takes 1 to 256 letters, digits and -._~+= (it stands in a URL); make one with `openssl rand -hex 32`"
+        )
+    return token
+
+
 Folder = Annotated[Path, AfterValidator(_folder)]
+File = Annotated[Path, AfterValidator(_absolute)]
 DeviceId = Annotated[int, Field(ge=0)]
 BatchSize = Annotated[int, Field(ge=1)]
 
@@ -123,6 +141,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         env_ignore_empty=True,
         frozen=True,
+        hide_input_in_errors=True,
         protected_namespaces=(),
     )
 
@@ -200,6 +219,24 @@ class Settings(BaseSettings):
     http_keepalive_timeout_s: int = Field(default=2, ge=0)
     """Seconds an idle connection stays open."""
 
+    header_timeout_s: float = Field(default=30, gt=0, le=3600)
+    """Seconds a client has to send a request's head, and may be silent in its body."""
+
+    max_body_mb: int = Field(default=64, ge=1, le=100_000)
+    """The most megabytes of a request's body."""
+
+    max_image_pixels: int = Field(default=178_956_970, ge=1, le=178_956_970)
+    """The most pixels of a photo; not beyond Pillow's own limit, which holds inside its decoders too."""
+
+    access_token: Annotated[SecretStr, AfterValidator(_token)] | None = None
+    """What a request must carry to be answered; None: everybody is answered."""
+
+    tls_cert: File | None = None
+    """The server's certificate with those between it and its authority, in PEM form; None: no TLS."""
+
+    tls_key: File | None = None
+    """The certificate's private key, in PEM form."""
+
     host: str = Field(default="[::]", validation_alias="IMMICH_HOST")
     port: int = Field(default=3003, ge=0, le=65535, validation_alias="IMMICH_PORT")
     log_level: Annotated[int, BeforeValidator(_log_level)] = Field(
@@ -260,4 +297,5 @@ def _explain(location: tuple[int | str, ...], value: object, message: str) -> st
         for reading in parent_stack.readings(os.environ)
         if reading.meaning is not None
     }
-    return f"{given.get(variable, f'{variable}={value}')}: {message.removeprefix('Value error, ')}"
+    shown = variable if variable in _SECRETS else given.get(variable, f"{variable}={value}")
+    return f"{shown}: {message.removeprefix('Value error, ')}"

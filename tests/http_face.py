@@ -10,6 +10,8 @@ import httpx
 import pytest
 import uvicorn
 
+from immich_ml_compat.body import BodyLimits
+from immich_ml_compat.connection import PatientConnection
 from immich_ml_compat.http_api import create_app
 from immich_ml_compat.messages import Answer, PredictRequest
 
@@ -17,20 +19,24 @@ ENTRIES = '{"clip":{"visual":{"modelName":"ViT-B-32__openai"}}}'
 MULTIPART = "multipart/form-data; boundary=B"
 URLENCODED = "application/x-www-form-urlencoded"
 
+LIMITS = BodyLimits()
+
 UNFINISHED_PART = pytest.mark.filterwarnings("ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning")
 """Starlette forgets the in-memory file of a part that is cut short; nothing but memory is behind it."""
 
 
 @contextmanager
-def serving(answer: Callable[[PredictRequest], Answer], threads: int = 2) -> Iterator[str]:
-    """Serve an answerer from a thread; yield the address."""
+def serving(answer: Callable[[PredictRequest], Answer], threads: int = 2, limits: BodyLimits = LIMITS) -> Iterator[str]:
+    """Serve an answerer from a thread, as the server does; yield the address."""
     limiter = anyio.CapacityLimiter(threads)
 
     async def in_thread(request: PredictRequest) -> Answer:
         return await anyio.to_thread.run_sync(answer, request, limiter=limiter)
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(in_thread, lambda: None), log_config=None, access_log=False))
+    app = create_app(in_thread, lambda: None, limits=limits)
+    connection = PatientConnection.with_patience(limits.patience_s)
+    server = uvicorn.Server(uvicorn.Config(app, http=connection, ws="none", log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -2,11 +2,13 @@
 
 import os
 import re
+import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +49,18 @@ class Server:
 
 
 @contextmanager
-def running_server(cache: Path, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Start `serve` on a free port, wait until it answers, and stop it at the end."""
+def running_server(
+    cache: Path,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    root: str = "",
+    verify: ssl.SSLContext | bool = True,
+) -> Iterator[Server]:
+    """Start `serve` on a free port, wait until it answers below `root`, and stop it at the end.
+
+    `verify` is what its certificate is held against, where it speaks TLS.
+    """
     log = folder / "server.log"
     variables = {name: value for name, value in os.environ.items() if not SETTING.match(name)}
     variables |= {"MACHINE_LEARNING_CACHE_FOLDER": str(cache), "IMMICH_HOST": "127.0.0.1", "IMMICH_PORT": "0"}
@@ -57,18 +69,32 @@ def running_server(cache: Path, folder: Path, environment: Mapping[str, str] | N
     command = [sys.executable, "-m", "immich_ml_compat"]
     with log.open("wb") as output, subprocess.Popen(command, env=variables, stdout=output, stderr=output) as process:
         try:
-            yield Server(_wait(process, log), process, log)
+            yield Server(_wait(process, log, root, verify), process, log)
         finally:
             process.terminate()
             process.wait(30)
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
+def exchange(port: int, request: bytes, *pieces: bytes, pause: float = 0.1) -> bytes:
+    """Send bytes to a server on this machine, then pieces with pauses; return what comes until it closes."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection, suppress(ConnectionError):
+        connection.sendall(request)
+        with suppress(ConnectionError):
+            for piece in pieces:
+                time.sleep(pause)
+                connection.sendall(piece)
+        while received := connection.recv(65536):
+            answer += received
+    return answer
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, root: str, verify: ssl.SSLContext | bool) -> str:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if address := re.search(r"Serving on (http://\S+)", log.read_text()):
+        if address := re.search(r"Serving on (https?://\S+)", log.read_text()):
             try:
-                if httpx.get(f"{address[1]}/ping").text == "pong":
+                if httpx.get(f"{address[1]}{root}/ping", verify=verify).text == "pong":
                     return address[1]
             except httpx.TransportError:
                 pass  # it says where before it listens to what comes

@@ -1,6 +1,7 @@
 """What is no picture, and pictures that are dangerous."""
 
 import gzip
+import json
 import os
 import struct
 import subprocess
@@ -14,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from immich_ml_compat import images
 from immich_ml_compat.errors import InvalidInputError
-from immich_ml_compat.images import MAX_PIXELS, decode
+from immich_ml_compat.images import MAX_PIXELS, Photo, decode
+from immich_ml_compat.messages import PredictRequest
+from immich_ml_compat.service import Service
+from immich_ml_compat.settings import Settings
 
 from .pictures import FORMATS, chunk, encode, photo, png, refused
 
@@ -195,14 +198,35 @@ def test_bombs_are_refused_in_little_memory(label: str, tmp_path: Path) -> None:
     assert int(grown) < 100
 
 
-def test_the_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_PIXELS == 178_956_970
-    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 48)
-    assert decode(encode(photo(), "PNG")).size == (64, 48)
-    assert refused(encode(photo().resize((64, 49)), "PNG")) == (
-        "The image is too large: 64 x 49 pixels, the most is 3072 in all"
+def test_the_limit_of_pixels() -> None:
+    assert MAX_PIXELS == 178_956_970 == Settings().max_image_pixels
+    limit = 64 * 48
+    assert Photo(encode(photo(), "PNG"), limit).whole().size == (64, 48)
+    with pytest.raises(InvalidInputError) as caught:
+        Photo(encode(photo().resize((64, 49)), "PNG"), limit)
+    assert caught.value.detail == "The image is too large: 64 x 49 pixels, the most is 3072 in all"
+    assert Photo(encode(Image.new("1", (3072, 1)), "PNG"), limit).whole().size == (3072, 1)
+
+
+def test_an_icon_is_no_way_around_the_limit_of_pixels() -> None:
+    """What its head says of the picture inside need not be so."""
+    inner = encode(photo().resize((200, 200)), "PNG")
+    icon = struct.pack("<3H4B2H2I", 0, 1, 1, 10, 10, 0, 0, 1, 32, len(inner), 22) + inner
+    assert decode(icon).size == (200, 200)
+    with pytest.raises(InvalidInputError, match="too large: 200 x 200 pixels, the most is 20000"):
+        Photo(icon, 20_000)
+
+
+def test_the_setting_is_the_limit_of_pixels(tmp_path: Path) -> None:
+    ocr = {"modelName": "PP-OCRv6_small"}
+    entries = json.dumps({"ocr": {"detection": ocr, "recognition": ocr}})
+    service = Service(Settings(cache_folder=tmp_path, max_image_pixels=64 * 48))
+    assert service.answer(PredictRequest(entries, encode(photo(), "PNG"))).status == 200
+    answer = service.answer(PredictRequest(entries, encode(photo().resize((64, 49)), "PNG")))
+    assert (answer.status, json.loads(answer.body)) == (
+        400,
+        {"detail": "The image is too large: 64 x 49 pixels, the most is 3072 in all"},
     )
-    assert decode(encode(Image.new("1", (3072, 1)), "PNG")).size == (3072, 1)
 
 
 def test_formats_that_are_decoded_in_python_have_a_lower_limit() -> None:

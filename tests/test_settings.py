@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from immich_ml_compat.serving import listen
 from immich_ml_compat.settings import ConfigurationError, MaxBatchSize, Preload, Settings, load_settings
@@ -67,6 +68,12 @@ VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
     ("max_batch_size.facial_recognition", f"{P}MAX_BATCH_SIZE__FACIAL_RECOGNITION", None, ("6", 6), "x"),
     ("ocr_orientation", f"{P}OCR_ORIENTATION", True, ("false", False), "2"),
     ("http_keepalive_timeout_s", f"{P}HTTP_KEEPALIVE_TIMEOUT_S", 2, ("30", 30), "soon"),
+    ("header_timeout_s", f"{P}HEADER_TIMEOUT_S", 30, ("5", 5), "0"),
+    ("max_body_mb", f"{P}MAX_BODY_MB", 64, ("100", 100), "0"),
+    ("max_image_pixels", f"{P}MAX_IMAGE_PIXELS", 178_956_970, ("1000000", 1_000_000), "178956971"),
+    ("access_token", f"{P}ACCESS_TOKEN", None, ("Az09._~+=-", SecretStr("Az09._~+=-")), None),
+    ("tls_cert", f"{P}TLS_CERT", None, ("/tls/cert.pem", Path("/tls/cert.pem")), None),
+    ("tls_key", f"{P}TLS_KEY", None, ("/tls/key.pem", Path("/tls/key.pem")), None),
     ("host", "IMMICH_HOST", "[::]", ("127.0.0.1", "127.0.0.1"), None),
     ("port", "IMMICH_PORT", 3003, ("8080", 8080), "65536"),
     ("log_level", "IMMICH_LOG_LEVEL", logging.INFO, ("debug", logging.DEBUG), "loud"),

@@ -1,0 +1,91 @@
+"""The body of a request, received within limits, and the answer to one that is beyond them."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+_MEGABYTE = 1_000_000
+_LINGER_S = 1.0
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """How much a client may send and how long it may pause, with the settings' defaults."""
+
+    most_mb: int = 64
+    """Megabytes of a body."""
+
+    patience_s: float = 30
+    """Seconds without a byte of a body that is awaited."""
+
+
+class BodyError(Exception):
+    """A body that is not received to its end."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+def receive_body(request: Request, limits: BodyLimits) -> AsyncGenerator[bytes, None]:
+    """Return a body's pieces as they come. Raises BodyError at once where its announced length is too much.
+
+    On the way it raises BodyError for one that turns out so, and for a client that goes silent, and
+    ClientDisconnect for one that leaves.
+    """
+    _check_length(int(request.headers.get("content-length", 0)), limits)
+    return _pieces(request, limits)
+
+
+async def _pieces(request: Request, limits: BodyLimits) -> AsyncGenerator[bytes, None]:
+    received = 0
+    pieces = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(limits.patience_s):
+                piece = await anext(pieces, None)
+        except TimeoutError:
+            raise BodyError(
+                408,
+                f"No byte of the body came for {limits.patience_s:g} s, the most that "
+                "MACHINE_LEARNING_HEADER_TIMEOUT_S allows",
+            ) from None
+        if piece is None:
+            return
+        received += len(piece)
+        _check_length(received, limits)
+        yield piece
+
+
+def _check_length(length: int, limits: BodyLimits) -> None:
+    if length > limits.most_mb * _MEGABYTE:
+        raise BodyError(
+            413, f"The body is larger than {limits.most_mb} MB, the most that MACHINE_LEARNING_MAX_BODY_MB allows"
+        )
+
+
+class LastAnswer(JSONResponse):
+    """An error after which the connection is closed, as the rest of the request's body is still under way.
+
+    What was sent by then is dropped for a moment: a socket closed before it is reset, and the client, still writing,
+    might never see the answer (RFC 9112, 9.6).
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__({"detail": detail}, status, {"connection": "close"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it whole, wait until the client has left, and end it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                    pass
+        await send({"type": "http.response.body"})
