@@ -16,9 +16,9 @@ _START_S = 60.0  # a slow disk reads the inference engine's libraries for a whil
 _END_S = 10.0
 _GRACE_S = 1.0
 
-# For glibc: large blocks, of which photos are made, go back to the system once they are free, and threads share two
-# heaps. With its own rules a worker held a quarter more.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2 << 20), "MALLOC_ARENA_MAX": "2"}
+# For glibc: what one thread has freed another can use. A heap for each of them held a fifth more. (To give large
+# blocks back at once would save as much again, but the faults for fresh pages doubled the time that decoding takes.)
+_MALLOC = {"MALLOC_ARENA_MAX": "2"}
 
 
 @dataclass(frozen=True, slots=True)
