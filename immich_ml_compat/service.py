@@ -14,7 +14,7 @@ from .downloads import Downloader
 from .engine import EngineError
 from .engine_choice import choose
 from .engines import make_engine
-from .errors import RequestError, failure
+from .errors import InvalidInputError, RequestError, failure
 from .faces import find_faces
 from .images import Photo
 from .loaders import loaders
@@ -53,8 +53,7 @@ class Service:
         try:
             plan = plan_request(request, self.names)
             if request.image is not None:
-                photo = Photo(request.image)
-                return success(self._run(plan, photo), photo.size)
+                return self._answer_photo(plan, request.image)
             assert plan.clip_text is not None
             assert request.text is not None
             return success({Task.CLIP: embed_text(plan.clip_text, request.text, self.models)}, None)
@@ -75,6 +74,14 @@ class Service:
                 log.error("Preloading %s (%s) failed: %s", name, kind, error)
                 failed.append((task, kind, name))
         return failed
+
+    def _answer_photo(self, plan: Plan, image: bytes) -> Answer:
+        try:
+            photo = Photo(image)
+            return success(self._run(plan, photo), photo.size)
+        except MemoryError:
+            log.warning("Out of memory on an image; fewer MACHINE_LEARNING_REQUEST_THREADS need less")
+            raise InvalidInputError("The image takes more memory than there is") from None
 
     def _run(self, plan: Plan, photo: Photo) -> dict[str, Any]:
         results: dict[str, Any] = {}

@@ -73,7 +73,8 @@ def test_documentation(face: Face) -> None:
     body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(body["properties"]) == {"entries", "image", "text"}
     assert body["required"] == ["entries"]
-    assert set(document["paths"]["/predict"]["post"]["responses"]) == {"200", "400", "422", "500"}
+    assert set(document["paths"]["/predict"]["post"]["responses"]) == {"200", "400", "422", "499", "500"}
+    assert set(document["paths"]["/ping"]["get"]["responses"]) == {"200", "503"}
     for path in ("/docs", "/redoc"):
         page = httpx.get(face.url + path)
         assert page.status_code == 200
