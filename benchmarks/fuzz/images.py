@@ -83,7 +83,12 @@ def fault_of(answer: Answer) -> str | None:
         good = body.get("imageWidth", 0) > 0 and body.get("imageHeight", 0) > 0 and "clip" in body
     else:
         detail = body.get("detail")
-        good = 400 <= answer.status < 500 and isinstance(detail, str) and not detail.rstrip().endswith(":")
+        good = (
+            400 <= answer.status < 500
+            and isinstance(detail, str)
+            and bool(detail)
+            and not detail.rstrip().endswith(":")
+        )
     return None if good else f"{answer.status} {answer.body[:200]!r}"
 
 

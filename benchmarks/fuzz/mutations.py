@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .layout import Field, Layout, layout
 from .seeds import FORMATS, png_chunk, seeds
 
-HUGE_SHARE = 0.01
+HUGE_SHARE = 0.004
 """The share of pictures whose head states a great size: each of these takes as long as a hundred others."""
 
 _HUGE = ((13_377, 13_377), (65_535, 2_730), (2, 65_535), (16_383, 9_000), (4_000, 4_000), (20_000, 20_000))
