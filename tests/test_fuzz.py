@@ -79,12 +79,12 @@ def small_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_models")
 def test_mutated_images_in_a_worker_with_a_memory_limit() -> None:
-    outcome = asyncio.run(images.run(pictures(0, 1200)))
+    outcome = asyncio.run(images.run(pictures(0, 900)))
     assert outcome.failures == []
-    assert outcome.statuses.total() == 1200
+    assert outcome.statuses.total() == 900
     for form in FORMATS:
-        assert outcome.statuses[form, 200] > 30
-        assert outcome.statuses[form, 400] > 70
+        assert outcome.statuses[form, 200] > 20
+        assert outcome.statuses[form, 400] > 50
     assert 100 < outcome.peak_mb < outcome.limit_mb
 
 
@@ -127,22 +127,22 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_entries_and_options(url: str) -> None:
-    statuses = http.try_entries(url, 150)
-    assert min(statuses[200], statuses[400], statuses[422]) > 5
+    statuses = http.try_entries(url, 100)
+    assert min(statuses[200], statuses[400], statuses[422]) > 3
 
 
 def test_framing(url: str) -> None:
-    statuses = http.try_framing(url, 200)
-    assert min(statuses[200], statuses[400], statuses[422]) > 5
+    statuses = http.try_framing(url, 100)
+    assert min(statuses[200], statuses[400], statuses[422]) > 3
 
 
 def test_mutated_images_over_http(url: str) -> None:
-    statuses = http.try_images(url, 120, seed=1)
+    statuses = http.try_images(url, 60, seed=1)
     assert set(statuses) == {200, 400}
 
 
 def test_what_the_openapi_document_declares_is_what_comes(url: str) -> None:
-    statuses = http.try_document(url, 60)
+    statuses = http.try_document(url, 30)
     assert {200, 400, 422} <= set(statuses) <= {200, 400, 404, 405, 422}
 
 

@@ -83,12 +83,8 @@ def fault_of(answer: Answer) -> str | None:
         good = body.get("imageWidth", 0) > 0 and body.get("imageHeight", 0) > 0 and "clip" in body
     else:
         detail = body.get("detail")
-        good = (
-            400 <= answer.status < 500
-            and isinstance(detail, str)
-            and bool(detail)
-            and not detail.rstrip().endswith(":")
-        )
+        says_something = isinstance(detail, str) and detail != "" and not detail.endswith((":", ": "))
+        good = 400 <= answer.status < 500 and says_something
     return None if good else f"{answer.status} {answer.body[:200]!r}"
 
 
