@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import cv2
+
 from .answer import success
 from .catalog import ModelType, Task
 from .clip import embed_image, embed_text
@@ -79,7 +81,9 @@ class Service:
         try:
             photo = Photo(image)
             return success(self._run(plan, photo), photo.size)
-        except MemoryError:
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                raise
             log.warning("Out of memory on an image; fewer MACHINE_LEARNING_REQUEST_THREADS need less")
             raise InvalidInputError("The image takes more memory than there is") from None
 

@@ -1,10 +1,12 @@
 """Bad input by the hundred, the same every time; `make soak` tries more (benchmarks/fuzz)."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import httpx
+import numpy as np
 import psutil
 import pytest
 import schemathesis
@@ -101,19 +103,31 @@ def test_the_death_of_a_worker_is_a_failure() -> None:
     assert "seed 0, number 1" in failure
 
 
-def test_memory_that_runs_out_after_decoding_is_the_images_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def too_large_for_pillow(*_: object) -> None:
+    raise MemoryError
+
+
+def too_large_for_opencv(*_: object) -> None:
+    cv2.copyMakeBorder(np.zeros((1, 1, 3), np.uint8), 0, 2**31 - 2, 0, 2**31 - 2, cv2.BORDER_REPLICATE)
+
+
+def broken(*_: object) -> None:
+    cv2.resize(np.zeros((0, 0), np.uint8), (1, 1))
+
+
+@pytest.mark.parametrize("full", [too_large_for_pillow, too_large_for_opencv])
+def test_memory_that_runs_out_after_decoding_is_told(
+    full: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by the images above: the whole photo's pixels as an array, beside the photo."""
-
-    def full(*_: object) -> None:
-        raise MemoryError
-
     monkeypatch.setattr(service, "find_faces", full)
     entries = '{"facial-recognition":{"detection":{"modelName":"buffalo_s"}}}'
     request = PredictRequest(entries, image=seeds("PNG")[0][1])
-    answer = service.Service(Settings(cache_folder=tmp_path)).answer(request)
-    assert answer == failure(400, "The image takes more memory than there is")
+    answerer = service.Service(Settings(cache_folder=tmp_path))
+    assert answerer.answer(request) == failure(400, "The image takes more memory than there is")
+    monkeypatch.setattr(service, "find_faces", broken)
+    with pytest.raises(cv2.error):  # a mistake of ours stays one
+        answerer.answer(request)
 
 
 # ---------------------------------------------------------------- requests to a server

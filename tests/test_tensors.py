@@ -118,3 +118,4 @@ def test_pixels_taken_band_by_band_are_the_images(
     monkeypatch.setattr(tensors, "_BAND_PIXELS", band)
     image = Image.fromarray(noise(*size, 3))
     np.testing.assert_array_equal(to_pixels(image), np.asarray(image))
+    np.testing.assert_array_equal(to_pixels(image, bgr=True), np.asarray(image)[:, :, ::-1])

@@ -175,6 +175,7 @@ def main() -> int:
         parser.add_argument(f"--{kind}", type=int, default=examples)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    where = provenance()
     names = {"entries": "entries and options (hypothesis)", "framing": "multipart framing (hypothesis)"}
     names |= {"document": "the OpenAPI document (schemathesis)", "images": "mutated images over HTTP"}
     with tempfile.TemporaryDirectory() as folder, fuzzed_server(Path(folder)) as url:
@@ -184,7 +185,7 @@ def main() -> int:
             answers = ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))
             seconds = time.perf_counter() - start
             total = statuses.total()
-            print(f"| {names[kind]} | {total} | 0 failures; {answers}; {seconds:.0f} s | {provenance()} |", flush=True)
+            print(f"| {names[kind]} | {total} | 0 failures; {answers}; {seconds:.0f} s | {where} |", flush=True)
     return 0
 
 

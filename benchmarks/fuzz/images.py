@@ -143,6 +143,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    where = provenance()
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder))
         write_image_tower(Path(folder))
@@ -161,7 +162,7 @@ def main() -> int:
     print(
         f"| mutated images | {outcome.statuses.total()}: {by_format} | {len(outcome.failures)} failures; peak "
         f"{outcome.peak_mb:.0f} MB of memory under a limit of {outcome.limit_mb:.0f} MB of address space; slowest "
-        f"{outcome.slowest[0]:.1f} s ({outcome.slowest[1]}); {seconds:.0f} s in all | {provenance()} |"
+        f"{outcome.slowest[0]:.1f} s ({outcome.slowest[1]}); {seconds:.0f} s in all | {where} |"
     )
     return int(bool(outcome.failures))
 
