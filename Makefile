@@ -16,9 +16,11 @@ serve: $(VENV)/.runtime
 test: lint $(VENV)/.oracles
 	$(BIN)/pytest
 
-# What takes longer than a test may, with the models of the cache folder.
-soak: $(VENV)/.runtime
+# What takes longer than a test may; the last results are in docs/reliability.md.
+soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.fuzz.images
+	$(BIN)/python -m benchmarks.fuzz.http
 
 bench: $(VENV)/.runtime
 	$(BIN)/python -m benchmarks.processes

@@ -15,47 +15,13 @@ from starlette.types import Lifespan
 from . import __version__
 from .body import BodyError, BodyLimits, LastAnswer, receive_body
 from .messages import Answer, PredictRequest
+from .openapi import PING_ANSWERS, PREDICT_ANSWERS, PREDICT_BODY
 
 Answerer = Callable[[PredictRequest], Awaitable[Answer]]
 """Gets the answer to a request; it may take long."""
 
 Health = Callable[[], str | None]
 """Says why nothing can be answered at present, or None."""
-
-_PREDICT_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["entries"],
-                    "properties": {
-                        "entries": {
-                            "type": "string",
-                            "description": "JSON: {task: {type: {modelName, options?}}}",
-                            "examples": ['{"clip":{"visual":{"modelName":"ViT-B-32__openai"}}}'],
-                        },
-                        "image": {"type": "string", "format": "binary", "description": "An encoded photo"},
-                        "text": {"type": "string", "description": "A search query; an image wins over it"},
-                    },
-                }
-            }
-        },
-    }
-}
-_DETAIL = {"content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}}}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The image or the text cannot be used", **_DETAIL},
-    408: {"description": "The body stopped coming", **_DETAIL},
-    413: {"description": "The body is larger than the server takes", **_DETAIL},
-    422: {"description": "The entries are missing, malformed or name something unknown", **_DETAIL},
-    500: {"description": "A model is not there, does not load or fails", **_DETAIL},
-    503: {"description": "No inference worker can be started", **_DETAIL},
-}
-_UNWELL: dict[int | str, dict[str, Any]] = {
-    503: {"description": "Why nothing can be answered", "content": {"text/plain": {"schema": {"type": "string"}}}}
-}
 
 
 def create_app(
@@ -71,12 +37,17 @@ def create_app(
     async def root() -> dict[str, str]:
         return {"message": "Immich ML"}
 
-    @app.get("/ping", summary="Say that the server is up", response_class=PlainTextResponse, responses=_UNWELL)
+    @app.get("/ping", summary="Say that the server is up", response_class=PlainTextResponse, responses=PING_ANSWERS)
     async def ping() -> Response:
         trouble = health()
         return PlainTextResponse("pong") if trouble is None else PlainTextResponse(trouble, 503)
 
-    @app.post("/predict", summary="Run models on an image or a text", openapi_extra=_PREDICT_BODY, responses=_ERRORS)
+    @app.post(
+        "/predict",
+        summary="Run models on an image or a text",
+        openapi_extra=PREDICT_BODY,
+        responses=PREDICT_ANSWERS,
+    )
     async def predict(request: Request) -> Response:
         result = await unless_gone(answer(await read_request(request, limits)), request)
         if result is None:

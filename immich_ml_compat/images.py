@@ -38,7 +38,6 @@ _DECODING_ERRORS = (
     EOFError,
     ImageCms.PyCMSError,
     LookupError,
-    MemoryError,
     OSError,
     RuntimeError,
     SyntaxError,
@@ -133,8 +132,11 @@ def _refusals() -> Iterator[None]:
         raise InvalidInputError("The image is in no format that can be read") from None
     except Image.DecompressionBombError as error:
         raise InvalidInputError(f"The image is too large: {error}") from None
+    except MemoryError:
+        raise InvalidInputError("The image cannot be decoded: it takes more memory than there is") from None
     except _DECODING_ERRORS as error:
-        raise InvalidInputError(f"The image cannot be decoded: {error}") from None
+        # An assertion of Pillow's has no words: a palette's colours without the palette, for one.
+        raise InvalidInputError(f"The image cannot be decoded: {str(error) or 'it is damaged'}") from None
 
 
 def _loaded(image: Image.Image) -> Image.Image:

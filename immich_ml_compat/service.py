@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import cv2
+
 from .answer import success
 from .catalog import ModelType, Task
 from .clip import embed_image, embed_text
@@ -14,7 +16,7 @@ from .downloads import Downloader
 from .engine import EngineError
 from .engine_choice import choose
 from .engines import make_engine
-from .errors import RequestError, failure
+from .errors import InvalidInputError, RequestError, failure
 from .faces import find_faces
 from .images import Photo
 from .loaders import loaders
@@ -58,9 +60,7 @@ class Service:
         try:
             plan = plan_request(request, self.names)
             if request.image is not None:
-                with self._scheduler.photo():
-                    photo = Photo(request.image, self._most_pixels)
-                    return success(self._run(plan, photo), photo.size)
+                return self._answer_photo(plan, request.image)
             assert plan.clip_text is not None
             assert request.text is not None
             return success({Task.CLIP: embed_text(plan.clip_text, request.text, self.models)}, None)
@@ -81,6 +81,17 @@ class Service:
                 log.error("Preloading %s (%s) failed: %s", name, kind, error)
                 failed.append((task, kind, name))
         return failed
+
+    def _answer_photo(self, plan: Plan, image: bytes) -> Answer:
+        try:
+            with self._scheduler.photo():
+                photo = Photo(image, self._most_pixels)
+                return success(self._run(plan, photo), photo.size)
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                raise
+            log.warning("Out of memory on an image; fewer MACHINE_LEARNING_REQUEST_THREADS need less")
+            raise InvalidInputError("The image takes more memory than there is") from None
 
     def _run(self, plan: Plan, photo: Photo) -> dict[str, Any]:
         results: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 VALUES = np.arange(256, dtype=np.float32)
 """What a sample of a picture can be."""
@@ -17,6 +18,23 @@ def look_up(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np
     for samples, values, plane in zip(cv2.split(pixels), table, planes, strict=True):
         cv2.LUT(samples, values, dst=plane)
     return planes
+
+
+_BAND_PIXELS = 1 << 22
+
+
+def to_pixels(image: Image.Image, *, bgr: bool = False) -> NDArray[np.uint8]:
+    """Return an RGB image as uint8 [H, W, 3], with blue first where asked.
+
+    In bands: Pillow's own way takes twice the room in between.
+    """
+    rows = max(1, _BAND_PIXELS // image.width)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        band = np.asarray(image.crop((0, top, image.width, bottom)))
+        pixels[top:bottom] = to_bgr(band) if bgr else band
+    return pixels
 
 
 def to_bgr(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

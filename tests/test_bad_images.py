@@ -71,6 +71,11 @@ def test_cut_short(form: str) -> None:
         assert refused(data[: len(data) // 2]), "half a photo is no photo"
 
 
+def test_what_has_no_words_of_its_own_is_said_in_ours() -> None:
+    colours_without_palette = png((1, 1), 8, 3, b"\0")
+    assert refused(colours_without_palette) == "The image cannot be decoded: it is damaged"
+
+
 def decode_or_refuse(data: bytes) -> None:
     try:
         image = decode(data)

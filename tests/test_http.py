@@ -74,7 +74,7 @@ def test_documentation(face: Face) -> None:
     assert set(body["properties"]) == {"entries", "image", "text"}
     assert body["required"] == ["entries"]
     assert set(document["paths"]["/predict"]["post"]["responses"]) == {
-        *("200", "400", "408", "413", "422", "500", "503")
+        *("200", "400", "408", "413", "422", "499", "500", "503")
     }
     assert set(document["paths"]["/ping"]["get"]["responses"]) == {"200", "503"}
     for path in ("/docs", "/redoc"):

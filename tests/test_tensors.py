@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from immich_ml_compat import tensors
 from immich_ml_compat.clip.visual import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from immich_ml_compat.faces.detection import preprocess
 from immich_ml_compat.ocr.boxes import order_corners
 from immich_ml_compat.ocr.crops import LINE_HEIGHT, cut_line
 from immich_ml_compat.ocr.detection import normalise
 from immich_ml_compat.ocr.recognition import MIN_WIDTH, pad
-from immich_ml_compat.tensors import look_up, to_bgr
+from immich_ml_compat.tensors import look_up, to_bgr, to_pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -107,3 +108,14 @@ def test_corners_are_ordered_by_side_and_then_by_height(points: list[tuple[float
     assert max(top_left[0], bottom_left[0]) <= min(top_right[0], bottom_right[0])
     assert top_left[1] <= bottom_left[1]
     assert top_right[1] <= bottom_right[1]
+
+
+@pytest.mark.parametrize("band", [1, 7, 60, 61, 1 << 22])
+@pytest.mark.parametrize("size", [(1, 1), (20, 31), (31, 20), (1, 90)])
+def test_pixels_taken_band_by_band_are_the_images(
+    band: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "_BAND_PIXELS", band)
+    image = Image.fromarray(noise(*size, 3))
+    np.testing.assert_array_equal(to_pixels(image), np.asarray(image))
+    np.testing.assert_array_equal(to_pixels(image, bgr=True), np.asarray(image)[:, :, ::-1])

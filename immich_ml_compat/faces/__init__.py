@@ -8,13 +8,14 @@ from PIL import Image
 from ..answer import embedding_text
 from ..models import Models
 from ..plan import Faces
+from ..tensors import to_pixels
 from .detection import FaceDetector
 from .recognition import FaceRecognizer
 
 
 def find_faces(step: Faces, image: Image.Image, models: Models) -> Any:
     """Return the faces of an RGB image as the contract has them, best first."""
-    pixels = np.asarray(image)
+    pixels = to_pixels(image)
     with models.use(step.detector, FaceDetector) as detector:
         faces = detector.detect(pixels, step.min_score)
     boxes = np.round(faces.boxes) + np.float32(0)  # no -0.0

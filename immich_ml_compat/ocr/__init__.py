@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..models import Models
 from ..plan import Ocr
-from ..tensors import to_bgr
+from ..tensors import to_pixels
 from .detection import TextDetector
 from .orientation import read_page
 from .reading_order import reading_order
@@ -27,7 +27,7 @@ def read_text(step: Ocr, image: Image.Image, models: Models, *, orientation: boo
         return {"boxes": boxes.quads, "scores": boxes.scores}
     if not len(boxes.scores):
         return {"box": [], "text": [], "boxScore": [], "textScore": []}
-    pixels = to_bgr(np.asarray(image))  # as PP-OCR was trained
+    pixels = to_pixels(image, bgr=True)  # as PP-OCR was trained
     if step.orientation is not None:
         orientation = step.orientation
     with models.use(step.recognizer, TextRecognizer) as recognizer:
