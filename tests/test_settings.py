@@ -232,6 +232,13 @@ def test_addresses_that_cannot_be(host: str) -> None:
     assert str(caught.value).startswith(f"IMMICH_HOST={host} IMMICH_PORT=0: cannot listen there (")
 
 
+def test_an_answer_waits_for_no_acknowledgement() -> None:
+    with closing(listen("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()[:2]):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_port_in_use() -> None:
     with closing(listen("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
