@@ -5,7 +5,7 @@ the same boxes, only read from their other ends. So one question decides: does t
 half a turn? It is put to the recogniser itself, and only where the usual reading went badly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,19 +31,26 @@ def read_page(
     Returns the readings in the boxes' order, and whether the page was read after half a turn; with
     `orientation` off it never is.
     """
-    lines = [cut_line(image, quad) for quad in quads]
-    readings = recognizer.read(lines)
+    widths: list[int] = []
+
+    def lines() -> Iterator[NDArray[np.uint8]]:
+        for quad in quads:
+            line = cut_line(image, quad)
+            widths.append(line.shape[1])
+            yield line
+
+    readings = recognizer.read(lines())
     if not orientation or not readings:
         return readings, False
-    sample = sorted(range(len(lines)), key=lambda i: -lines[i].shape[1])[:_SAMPLE]
+    sample = sorted(range(len(widths)), key=lambda i: -widths[i])[:_SAMPLE]
     score = _score([readings[i] for i in sample])
     if score >= GOOD_SCORE:
         return readings, False
-    turned = recognizer.read([cut_line(image, quads[i], half_turn=True) for i in sample])
+    turned = recognizer.read(cut_line(image, quads[i], half_turn=True) for i in sample)
     if _score(turned) < max(READABLE_SCORE, score + _MARGIN):
         return readings, False
     rest = [i for i in range(len(quads)) if i not in sample]
-    others = recognizer.read([cut_line(image, quads[i], half_turn=True) for i in rest])
+    others = recognizer.read(cut_line(image, quads[i], half_turn=True) for i in rest)
     by_box = dict(zip([*sample, *rest], [*turned, *others], strict=True))
     return [by_box[i] for i in range(len(quads))], True
 

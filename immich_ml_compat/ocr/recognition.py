@@ -4,13 +4,14 @@ lines [48, W, 3] → strips of bounded width → padded to one of few widths →
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine import Engine, Session
+from ..engine import Array, Engine, Session
 from ..outputs import require_finite
 from ..store import ModelFiles
 from ..tensors import VALUES, look_up
@@ -59,22 +60,23 @@ class TextRecognizer:
         """Run once."""
         self.read([np.zeros((LINE_HEIGHT, MIN_WIDTH, 3), np.uint8)])
 
-    def read(self, lines: Sequence[NDArray[np.uint8]]) -> list[Reading]:
-        """Read lines, each BGR uint8 [48, W, 3]. Raises ModelOutputError."""
-        strips = [(index, *strip) for index, line in enumerate(lines) for strip in split_line(line)]
-        readings = self._read_strips([pixels for _, pixels, _ in strips])
-        parts: list[list[tuple[bool, Reading]]] = [[] for _ in lines]
-        for (index, _, spaced), reading in zip(strips, readings, strict=True):
-            parts[index].append((spaced, reading))
-        return [_join(line) for line in parts]
+    def read(self, lines: Iterable[NDArray[np.uint8]]) -> list[Reading]:
+        """Read lines, each BGR uint8 [48, W, 3], taking further ones while the first are read. Raises ModelOutputError."""
+        parts: list[list[tuple[bool, Reading]]] = []
+        places: deque[tuple[int, bool]] = deque()
 
-    def _read_strips(self, strips: Sequence[NDArray[np.uint8]]) -> list[Reading]:
-        # Those of one width behind each other: they can go in one batch.
-        order = sorted(range(len(strips)), key=lambda i: strips[i].shape[1])
-        name = self._session.inputs[0].name
-        outputs = self._session.run_many({name: pad(strips[i])} for i in order)
-        readings = {i: self._decode(logits) for i, (logits, *_) in zip(order, outputs, strict=True)}
-        return [readings[i] for i in range(len(strips))]
+        def inputs() -> Iterator[Mapping[str, Array]]:
+            name = self._session.inputs[0].name
+            for index, line in enumerate(lines):
+                parts.append([])
+                for strip, spaced in split_line(line):
+                    places.append((index, spaced))
+                    yield {name: pad(strip)}
+
+        for logits, *_ in self._session.run_many(inputs()):
+            index, spaced = places.popleft()
+            parts[index].append((spaced, self._decode(logits)))
+        return [_join(line) for line in parts]
 
     def _decode(self, logits: NDArray[np.float32]) -> Reading:
         """Decode the scores of one strip, [1, T, classes]."""
