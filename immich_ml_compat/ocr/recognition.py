@@ -61,7 +61,10 @@ class TextRecognizer:
         self.read([np.zeros((LINE_HEIGHT, MIN_WIDTH, 3), np.uint8)])
 
     def read(self, lines: Iterable[NDArray[np.uint8]]) -> list[Reading]:
-        """Read lines, each BGR uint8 [48, W, 3], taking further ones while the first are read. Raises ModelOutputError."""
+        """Read lines, each BGR uint8 [48, W, 3], taking the next ones while the first are read.
+
+        Raises ModelOutputError.
+        """
         parts: list[list[tuple[bool, Reading]]] = []
         places: deque[tuple[int, bool]] = deque()
 
