@@ -23,8 +23,8 @@ def look_up(pixels: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np
 _BAND_PIXELS = 1 << 22
 
 
-def to_pixels(image: Image.Image, *, bgr: bool = False) -> NDArray[np.uint8]:
-    """Return an RGB image as uint8 [H, W, 3], with blue first where asked.
+def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Return an RGB image as uint8 [H, W, 3].
 
     In bands: Pillow's own way takes twice the room in between.
     """
@@ -32,8 +32,7 @@ def to_pixels(image: Image.Image, *, bgr: bool = False) -> NDArray[np.uint8]:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
-        band = np.asarray(image.crop((0, top, image.width, bottom)))
-        pixels[top:bottom] = to_bgr(band) if bgr else band
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return pixels
 
 

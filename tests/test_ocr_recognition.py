@@ -62,8 +62,7 @@ def crops(cache: Path) -> list[Line]:
     crops: list[Line] = []
     for name in ("ch_en_num.jpg", "latin.jpg", "text_vertical_words.png"):
         image = decode_image((golden("ocr") / name).read_bytes())
-        pixels = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
-        crops += [cut_line(pixels, quad) for quad in detector.detect(image, 0.5, 736).quads]
+        crops += [cut_line(image, quad) for quad in detector.detect(image, 0.5, 736).quads]
     assert len(crops) > 15
     assert max(crop.shape[1] for crop in crops) <= LONGEST
     return crops

@@ -8,7 +8,6 @@ from PIL import Image
 
 from ..models import Models
 from ..plan import Ocr
-from ..tensors import to_pixels
 from .detection import TextDetector
 from .orientation import read_page
 from .reading_order import reading_order
@@ -27,11 +26,10 @@ def read_text(step: Ocr, image: Image.Image, models: Models, *, orientation: boo
         return {"boxes": boxes.quads, "scores": boxes.scores}
     if not len(boxes.scores):
         return {"box": [], "text": [], "boxScore": [], "textScore": []}
-    pixels = to_pixels(image, bgr=True)  # as PP-OCR was trained
     if step.orientation is not None:
         orientation = step.orientation
     with models.use(step.recognizer, TextRecognizer) as recognizer:
-        readings, half_turned = read_page(pixels, boxes.quads, recognizer, orientation=orientation)
+        readings, half_turned = read_page(image, boxes.quads, recognizer, orientation=orientation)
     kept = [i for i, reading in enumerate(readings) if reading.text.strip() and reading.score > step.min_text_score]
     size = np.array(image.size, np.float32)
     order = reading_order(turn(boxes.quads[kept], size) if half_turned else boxes.quads[kept])

@@ -5,6 +5,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from ..tensors import to_bgr, to_pixels
 
 LINE_HEIGHT = 48
 """Height of the recogniser's input (pixels)."""
@@ -32,8 +35,8 @@ def is_tall(quad: NDArray[np.float32]) -> bool:
     return height >= TALL_RATIO * width
 
 
-def cut_line(image: NDArray[np.uint8], quad: NDArray[np.float32], *, half_turn: bool = False) -> NDArray[np.uint8]:
-    """Cut a box [4, 2] out of BGR uint8 [H, W, 3] and scale it to uint8 [48, W', 3].
+def cut_line(image: Image.Image, quad: NDArray[np.float32], *, half_turn: bool = False) -> NDArray[np.uint8]:
+    """Cut a box [4, 2] out of an RGB image and scale it: BGR, as PP-OCR was trained, uint8 [48, W', 3].
 
     Text that runs downwards is laid on its side. With `half_turn` the line is read from the other end,
     as on a page that lies upside down.
@@ -41,11 +44,11 @@ def cut_line(image: NDArray[np.uint8], quad: NDArray[np.float32], *, half_turn: 
     corners = np.roll(quad, -1, axis=0) if is_tall(quad) else quad
     if half_turn:
         corners = np.roll(corners, -2, axis=0)
-    image, corners = _region(image, corners)
+    pixels, corners = _region(image, corners)
     width, height = _sides(corners)
     shrink = min(1.0, (_MAX_CROP_PIXELS / (width * height)) ** 0.5, _MAX_WARP_SIDE / max(width, height))
     width, height = max(1, int(width * shrink)), max(1, int(height * shrink))
-    line = cv2.resize(_rectify(image, corners, width, height), (-(-LINE_HEIGHT * width // height), LINE_HEIGHT))
+    line = cv2.resize(_rectify(pixels, corners, width, height), (-(-LINE_HEIGHT * width // height), LINE_HEIGHT))
     return line.astype(np.uint8, copy=False)
 
 
@@ -89,11 +92,11 @@ def _best_cut(strip: NDArray[np.uint8]) -> tuple[int, int]:
     return max(1, start + middle), int(gap_stops[widest] - gap_starts[widest])
 
 
-def _region(image: NDArray[np.uint8], quad: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _region(image: Image.Image, quad: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Return the part of the image around a quadrilateral, of a size that can be warped, and the corners in it."""
     left, top = np.maximum(np.floor(quad.min(axis=0)).astype(int) - _MARGIN, 0)
-    right, bottom = np.ceil(quad.max(axis=0)).astype(int) + _MARGIN + 1
-    region = image[top:bottom, left:right]
+    right, bottom = np.minimum(np.ceil(quad.max(axis=0)).astype(int) + _MARGIN + 1, image.size)
+    region = to_bgr(to_pixels(image.crop((left, top, right, bottom))))
     corners = (quad - (left, top)).astype(np.float32)
     shrink = _MAX_WARP_SIDE / max(region.shape[:2])
     if shrink >= 1:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .crops import cut_line
 from .recognition import Reading, TextRecognizer
@@ -24,9 +25,9 @@ _MARGIN = 0.05  # by which half a turn must read better
 
 
 def read_page(
-    image: NDArray[np.uint8], quads: NDArray[np.float32], recognizer: TextRecognizer, *, orientation: bool
+    image: Image.Image, quads: NDArray[np.float32], recognizer: TextRecognizer, *, orientation: bool
 ) -> tuple[list[Reading], bool]:
-    """Read the boxes [N, 4, 2] of BGR uint8 [H, W, 3].
+    """Read the boxes [N, 4, 2] of an RGB image.
 
     Returns the readings in the boxes' order, and whether the page was read after half a turn; with
     `orientation` off it never is.
