@@ -14,7 +14,7 @@ serve: $(VENV)/.runtime
 	$(BIN)/immich-ml-compat serve
 
 test: lint $(VENV)/.oracles
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # What takes longer than a test may; the last results are in docs/reliability.md.
 soak: $(VENV)/.dev
