@@ -4,7 +4,6 @@ import logging
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from itertools import count, takewhile
 
 from .engine import EngineError
 from .engine.scheduler import EngineOf, ScheduledEngine, Scheduler
@@ -16,6 +15,9 @@ COMPILED = ".compiled"
 """The folder, inside the cache folder, of graphs as engines optimised or compiled them, by engine and version."""
 
 MAX_GPU_BATCH = 32
+
+MOST_THREADS = 16
+"""More do not make one run of a graph faster."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ def make_scheduler(choice: Choice, settings: Settings, cores: int) -> Scheduler:
     cores = max(1, cores // settings.workers)
     if settings.model_intra_op_threads:
         return Scheduler(cores, [min(settings.model_intra_op_threads, cores)])
-    return Scheduler(cores, [*takewhile(lambda width: width < cores, (1 << n for n in count())), cores])
+    widest = min(cores, MOST_THREADS)
+    return Scheduler(cores, [width for width in (1, 4) if width < widest] + [widest])
 
 
 def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: Scheduler) -> EngineOf:

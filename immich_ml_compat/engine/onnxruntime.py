@@ -43,8 +43,8 @@ _ERRORS = (
     ort_errors.RuntimeException,
 )
 
-_TRIAL_SIDE = 64
-"""What a free axis has in the trial of an optimised form: a multiple of 32, as the detectors need."""
+_TRIAL_SIDE, _TRIAL_TOKENS = 64, 8
+"""What a free axis of pixels and of tokens has in the trial of an optimised form: detectors need a multiple of 32."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -203,7 +203,8 @@ def _make_arena() -> None:
 
 def _nothing(info: TensorInfo) -> Array:
     """An input of ones, small where axes are free."""
-    shape = [_TRIAL_SIDE if axis is None else axis for axis in info.shape]
+    side = _TRIAL_SIDE if info.dtype.kind == "f" else _TRIAL_TOKENS
+    shape = [side if axis is None else axis for axis in info.shape]
     return np.ones([1, *shape[1:]] if info.shape[:1] == (None,) else shape, info.dtype)
 
 
