@@ -1,5 +1,7 @@
 """The scheduler: how many threads a run gets, what goes in one batch, and that nobody waits for ever."""
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -283,6 +285,18 @@ def test_a_search_waits_for_no_photo() -> None:
         time.sleep(0.001)
     assert search.run(ones(1, 1))[0][0, 0] == 2
     assert [threads for threads, _ in searches.begun] == [1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there have threads a priority of their own")
+def test_photos_give_way_to_searches() -> None:
+    def priority(x: Array) -> Array:
+        return np.full_like(x, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    bench, scheduler = Bench(priority), Scheduler(2, [1, 2])
+    bench.gate.set()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert opened(bench, scheduler).run(ones(1, 1))[0][0, 0] == min(own + 10, 19)
+    assert opened(bench, scheduler, urgent=True).run(ones(1, 1))[0][0, 0] == own
 
 
 def test_a_graph_that_cannot_be_loaded_again_goes_on_as_it_is(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,8 @@ queued while the last one ran go together as one batch.
 """
 
 import logging
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 
 EngineOf = Callable[[int], Engine]
 """Returns the engine that runs a graph on so many threads."""
+
+_NICENESS = 10
+"""Of the threads that run photos' graphs; a search then has nine tenths of its core (sched(7))."""
 
 Inputs = Mapping[str, Array]
 
@@ -54,7 +59,7 @@ class Scheduler:
         self._photos = 0
         self._waiting: deque[_Run] = deque()
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(self.cores, thread_name_prefix="graph")
+        self._threads = ThreadPoolExecutor(self.cores, thread_name_prefix="graph", initializer=_give_way)
         self._search_thread = ThreadPoolExecutor(1, thread_name_prefix="search")
 
     @property
@@ -122,6 +127,12 @@ class Scheduler:
             with self._lock:
                 self._free += threads
                 self._pump()
+
+
+def _give_way() -> None:
+    """Let other threads go before this one where they want the same core: a search, above all."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.nice(_NICENESS)
 
 
 def _execute(batch: list[_Run], threads: int) -> None:
