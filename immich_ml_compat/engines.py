@@ -24,12 +24,15 @@ log = logging.getLogger(__name__)
 
 def make_engine(choice: Choice, settings: Settings, device_id: int = 0) -> ScheduledEngine:
     """Make the engine, and log the choice. Raises ConfigurationError where it does not work on this machine."""
-    make = _onnxruntime if choice.engine == "onnxruntime" else _openvino
     scheduler = make_scheduler(choice, settings, available_cores())
     try:
-        engine_of = make(choice, settings, device_id, scheduler)
+        engine_of = _MAKERS[choice.engine](choice, settings, device_id, scheduler)
     except (EngineError, ImportError) as error:
-        raise refusal(settings, str(error)) from error
+        asked = settings.engine, settings.precision, settings.device
+        if choice.engine == "onnxruntime" or asked not in (("auto", "auto", "auto"), ("auto", "auto", "cpu")):
+            raise refusal(settings, str(error)) from error
+        plain = Choice("onnxruntime", "cpu", "fp32", f"OpenVINO does not work here: {error}")
+        return make_engine(plain, settings, device_id)
     log.info("Models run in %s", choice)
     return ScheduledEngine(scheduler, engine_of)
 
@@ -37,12 +40,12 @@ def make_engine(choice: Choice, settings: Settings, device_id: int = 0) -> Sched
 def make_scheduler(choice: Choice, settings: Settings, cores: int) -> Scheduler:
     """Make the scheduler for a machine of that many cores."""
     if choice.device != "cpu":
-        return Scheduler(1, [1], max_batch=MAX_GPU_BATCH if choice.device == "cuda" else 1)
-    cores = max(1, cores // settings.workers)
+        return Scheduler(1, 1, 1, max_batch=MAX_GPU_BATCH if choice.device == "cuda" else 1)
+    cores = max(1, cores // (settings.workers * len(settings.device_ids)))
     if settings.model_intra_op_threads:
-        return Scheduler(cores, [min(settings.model_intra_op_threads, cores)])
-    widest = min(cores, MOST_THREADS)
-    return Scheduler(cores, [width for width in (1, 4) if width < widest] + [widest])
+        threads = min(settings.model_intra_op_threads, cores)
+        return Scheduler(cores, threads, threads)
+    return Scheduler(cores, 1, min(cores, MOST_THREADS))
 
 
 def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: Scheduler) -> EngineOf:
@@ -52,7 +55,7 @@ def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: 
     device: onnxruntime.Device = "cpu"
     if choice.device == "cuda":  # not asked for it goes on without, and warns, where CUDA does not work
         device = "auto" if settings.device == "auto" else "cuda"
-    kept = settings.cache_folder / COMPILED / f"onnxruntime-{version('onnxruntime')}-{cpu_kind()}"
+    kept = settings.cache_folder / COMPILED / f"onnxruntime-{onnxruntime.VERSION}-{cpu_kind()}"
     engine = onnxruntime.OnnxRuntimeEngine(
         device,
         device_id,
@@ -78,4 +81,10 @@ def _openvino(choice: Choice, settings: Settings, device_id: int, scheduler: Sch
     engine(choice.precision, 1).check()
     if choice.precision == "fp32":
         return partial(engine, "fp32")
-    return lambda threads: RetryInFull(engine(choice.precision, threads), engine("fp32", threads))
+    full: EngineOf = partial(engine, "fp32")
+    if settings.engine == "auto" and not on_gpu:  # what fails in one engine may work in the other
+        full = _onnxruntime(Choice("onnxruntime", "cpu", "fp32", ""), settings, device_id, scheduler)
+    return lambda threads: RetryInFull(engine(choice.precision, threads), full(threads))
+
+
+_MAKERS = {"onnxruntime": _onnxruntime, "openvino": _openvino}

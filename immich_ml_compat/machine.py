@@ -1,5 +1,6 @@
 """What this machine and installation have to compute with, told without loading an engine."""
 
+import ctypes
 import os
 import platform
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ class Machine:
     """Whether OpenVINO is installed."""
 
     cuda: bool
-    """Whether the installed ONNX Runtime was built for CUDA."""
+    """Whether the installed ONNX Runtime was built for CUDA, and there is a driver for it."""
 
 
 def this_machine() -> Machine:
@@ -95,6 +96,10 @@ def _cpu_info_lines() -> list[str]:
 
 
 def _onnxruntime_has_cuda() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
+    except OSError:  # no driver
+        return False
     spec = find_spec("onnxruntime")
     folders = spec.submodule_search_locations if spec else None
     return any(any(Path(folder, "capi").glob("*onnxruntime_providers_cuda*")) for folder in folders or ())

@@ -165,8 +165,13 @@ class Models:
             self._unload(expired, "not used for a while")
             left = len(self._slots)
         if expired:
-            release()
+            self.release()
         return left
+
+    def release(self) -> None:
+        """Give memory that nothing needs back to the system."""
+        self._engine.release()
+        release()
 
     def loading_seconds(self) -> float:
         """Return for how long the slowest load that is running has been at it; 0 where none is."""
@@ -219,7 +224,7 @@ class Models:
                     evicted.append(key)
                     excess -= slot.size
             self._unload(evicted, "the memory budget needs room")
-        release()
+        self.release()
 
     def _unload(self, keys: list[ModelKey], reason: str) -> None:
         for key in keys:

@@ -20,7 +20,6 @@ import cv2
 
 from .errors import failure
 from .link import Alive, Done, Failed, Idle, LinkClosedError, Ready, Stop, Work, WorkerEnd
-from .memory import release
 from .service import Service
 from .settings import ConfigurationError, Settings, load_settings, set_up_logging
 
@@ -91,7 +90,7 @@ class Worker:
         with suppress(LinkClosedError):
             while not self._ended.wait(self._poll_s):
                 if not self._busy and self._last_busy > released:  # what photos were decoded into
-                    release()
+                    self._service.models.release()
                     released = time.monotonic()
                 if not self._service.models.unload_expired() and self._may_end():
                     self._line.send(Idle())

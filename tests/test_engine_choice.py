@@ -108,7 +108,7 @@ def test_nothing_takes_the_place_of_what_was_asked_for(
 def test_this_machine() -> None:
     machine = this_machine()
     assert machine.openvino
-    assert machine.cuda == ("CUDAExecutionProvider" in OnnxRuntimeEngine().available_providers())
+    assert not machine.cuda or "CUDAExecutionProvider" in OnnxRuntimeEngine().available_providers()
     assert list(cpu_features()) == [feature for feature in CPU_FEATURES if feature in machine.cpu_features]
     info = Path("/proc/cpuinfo")
     if info.exists() and "avx2" in info.read_text():
@@ -125,7 +125,7 @@ def test_openvino_has_no_more_threads_than_there_are_cores(variables: dict[str, 
         workers=variables.get("workers", 1),
     )
     scheduled = make_engine(choose(settings, PLAIN), settings)
-    for width in scheduled.scheduler.widths:
+    for width in (scheduled.scheduler.narrow, scheduled.scheduler.wide):
         engine = scheduled.engine_of(width)
         assert isinstance(engine, OpenVinoEngine)
         assert 1 <= engine.streams <= engine.threads <= available_cores()

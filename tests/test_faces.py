@@ -257,7 +257,7 @@ def test_batches_embed_as_single_faces_do(
     most: int,
 ) -> None:
     session = recording(OnnxRuntimeEngine().load(graph_files(cache, ModelType.RECOGNITION).graph))
-    scheduler = Scheduler(1, [1], max_batch=most)
+    scheduler = Scheduler(1, 1, 1, max_batch=most)
     engine = ScheduledEngine(scheduler, lambda threads: FakeEngine(session))
     recognizer = FaceRecognizer.load(graph_files(cache, ModelType.RECOGNITION), engine)
     batched = recognizer.embed(*players)
@@ -286,6 +286,9 @@ class FakeEngine:
 
     def load(self, path: Path) -> FakeSession:
         return self.session
+
+    def release(self) -> None:
+        pass
 
 
 NOWHERE = ModelFiles("m", Path("model.onnx"), Path("config.json"))

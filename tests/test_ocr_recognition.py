@@ -121,7 +121,7 @@ def test_lines_read_as_the_oracle_reads_them(model_files: ModelFiles, crops: lis
 
 def test_batches_read_as_single_lines_do(cache: Path, crops: list[Line]) -> None:
     files = graph_files(cache, OCR, ModelType.RECOGNITION)
-    engine = ScheduledEngine(Scheduler(1, [1], max_batch=6), lambda threads: OnnxRuntimeEngine())
+    engine = ScheduledEngine(Scheduler(1, 1, 1, max_batch=6), lambda threads: OnnxRuntimeEngine())
     single, several = (TextRecognizer.load(files, each).read(crops) for each in (OnnxRuntimeEngine(), engine))
     assert [reading.text for reading in several] == [reading.text for reading in single]
     np.testing.assert_allclose([r.score for r in single], [r.score for r in several], atol=1e-5)
@@ -279,6 +279,9 @@ class FakeEngine:
 
     def load(self, path: Path) -> FakeSession:
         return self.sessions[path.parent.name]
+
+    def release(self) -> None:
+        pass
 
 
 def test_control_characters_never_leave(tmp_path: Path) -> None:

@@ -404,6 +404,17 @@ class Beside(Engine):
         self.loaded.append(path)
         return ONNXRUNTIME.load(path.with_name(self.name))
 
+    def release(self) -> None:
+        pass
+
+
+def test_a_graph_that_does_not_load_in_less_loads_in_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    product(tmp_path / "model.onnx", np.ones((3, 2), np.float32))
+    reduced, full = Beside("missing.onnx", []), Beside("model.onnx", [])
+    session = RetryInFull(reduced, full).load(tmp_path / "model.onnx")
+    assert run(session, np.ones((1, 3), np.float32))[0].tolist() == [[3, 3]]
+    assert "single precision" in caplog.text
+
 
 def test_a_run_that_overflows_is_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     weights = np.full((3, 2), 30_000, np.float32)

@@ -67,6 +67,9 @@ class BenchEngine:
         self.bench.loaded.append(self.threads)
         return BenchSession(self.bench, self.threads)
 
+    def release(self) -> None:
+        pass
+
 
 class BenchSession(OneByOne):
     execution_provider = "bench"
@@ -103,7 +106,7 @@ def ones(*shape: int) -> Mapping[str, Array]:
 
 
 def test_a_photo_that_is_alone_gets_all_cores() -> None:
-    bench, scheduler = Bench(), Scheduler(4, [1, 2, 4])
+    bench, scheduler = Bench(), Scheduler(4, 1, 4)
     bench.gate.set()
     session = opened(bench, scheduler)
     with scheduler.photo():
@@ -112,9 +115,9 @@ def test_a_photo_that_is_alone_gets_all_cores() -> None:
     assert bench.loaded == [4]
 
 
-@pytest.mark.parametrize(("photos", "threads"), [(2, 2), (3, 1), (4, 1), (9, 1)])
+@pytest.mark.parametrize(("photos", "threads"), [(1, 4), (2, 4), (3, 1), (9, 1)])
 def test_photos_share_the_cores(photos: int, threads: int) -> None:
-    bench, scheduler = Bench(), Scheduler(4, [1, 2, 4])
+    bench, scheduler = Bench(), Scheduler(4, 1, 4)
     bench.gate.set()
     session = opened(bench, scheduler)
     with ExitStack() as stack:
@@ -125,7 +128,7 @@ def test_photos_share_the_cores(photos: int, threads: int) -> None:
 
 
 def test_lines_of_one_photo_run_side_by_side_and_come_in_order() -> None:
-    bench, scheduler = Bench(), Scheduler(4, [1, 4])
+    bench, scheduler = Bench(), Scheduler(4, 1, 4)
     session = opened(bench, scheduler)
     with scheduler.photo(), ThreadPoolExecutor(1) as pool:
         lines = [{"x": np.full((1, 2), i, np.float32)} for i in range(20)]
@@ -136,7 +139,7 @@ def test_lines_of_one_photo_run_side_by_side_and_come_in_order() -> None:
 
 
 def test_items_are_taken_as_they_are_needed() -> None:
-    bench, scheduler = Bench(), Scheduler(2, [1])
+    bench, scheduler = Bench(), Scheduler(2, 1, 1)
     session = opened(bench, scheduler)
     taken: list[int] = []
 
@@ -154,8 +157,7 @@ def test_items_are_taken_as_they_are_needed() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 5), st.lists(st.integers(1, 6), min_size=1, max_size=12), st.sampled_from([1, 3, 32]))
 def test_every_run_is_done_and_threads_never_exceed_the_cores(cores: int, requests: list[int], most: int) -> None:
-    widths = sorted({1, cores})
-    bench, scheduler = Bench(), Scheduler(cores, widths, max_batch=most)
+    bench, scheduler = Bench(), Scheduler(cores, 1, cores, max_batch=most)
     bench.gate.set()
     session = opened(bench, scheduler)
 
@@ -189,24 +191,24 @@ def queued(bench: Bench, scheduler: Scheduler, shapes: list[tuple[int, ...]]) ->
 
 
 def test_what_queued_while_the_last_one_ran_goes_together() -> None:
-    assert queued(Bench(), Scheduler(1, [1], max_batch=32), [(1, 4)] * 6) == [1, 5]
+    assert queued(Bench(), Scheduler(1, 1, 1, max_batch=32), [(1, 4)] * 6) == [1, 5]
 
 
 def test_batches_have_a_limit() -> None:
-    assert queued(Bench(), Scheduler(1, [1], max_batch=2), [(1, 4)] * 6) == [1, 2, 2, 1]
+    assert queued(Bench(), Scheduler(1, 1, 1, max_batch=2), [(1, 4)] * 6) == [1, 2, 2, 1]
 
 
 def test_only_what_has_one_shape_goes_together() -> None:
-    assert queued(Bench(), Scheduler(1, [1], max_batch=32), [(1, 4), (1, 5), (1, 4), (1, 5)]) == [1, 2, 1]
+    assert queued(Bench(), Scheduler(1, 1, 1, max_batch=32), [(1, 4), (1, 5), (1, 4), (1, 5)]) == [1, 2, 1]
 
 
 def test_a_graph_for_one_item_gets_one() -> None:
-    assert queued(Bench(batch_axis=1), Scheduler(1, [1], max_batch=32), [(1, 4)] * 3) == [1, 1, 1]
+    assert queued(Bench(batch_axis=1), Scheduler(1, 1, 1, max_batch=32), [(1, 4)] * 3) == [1, 1, 1]
 
 
 def test_an_engine_may_limit_batches_further() -> None:
     bench = Bench()
-    engine = scheduled(ScheduledEngine(Scheduler(1, [1], max_batch=32), bench.engine), max_batch=3)
+    engine = scheduled(ScheduledEngine(Scheduler(1, 1, 1, max_batch=32), bench.engine), max_batch=3)
     session = engine.load(NOWHERE)
     assert isinstance(session, ScheduledSession)
     assert session.max_batch == 3
@@ -219,7 +221,7 @@ def test_a_bad_item_fails_alone() -> None:
             raise EngineError("negative")
         return 2 * x
 
-    bench, scheduler = Bench(refuse), Scheduler(1, [1], max_batch=32)
+    bench, scheduler = Bench(refuse), Scheduler(1, 1, 1, max_batch=32)
     session = opened(bench, scheduler)
     with ThreadPoolExecutor(5) as pool:
         results = [pool.submit(session.run, {"x": np.full((1, 1), v, np.float32)}) for v in (1, 2, -3, 4, 5)]
@@ -250,7 +252,7 @@ def test_whatever_a_run_raises_reaches_who_waits_and_the_next_one_runs(error: Ba
             raise error
         return 2 * x
 
-    bench, scheduler = Bench(fail_once), Scheduler(2, [1, 2])
+    bench, scheduler = Bench(fail_once), Scheduler(2, 1, 2)
     bench.gate.set()
     session = opened(bench, scheduler)
     with pytest.raises(type(error)):
@@ -262,7 +264,7 @@ def test_what_nobody_waits_for_is_not_run() -> None:
     def fail(x: Array) -> Array:
         raise EngineError("no")
 
-    bench, scheduler = Bench(fail), Scheduler(1, [1])
+    bench, scheduler = Bench(fail), Scheduler(1, 1, 1)
     bench.gate.set()
     session = opened(bench, scheduler)
     with pytest.raises(EngineError):
@@ -271,7 +273,7 @@ def test_what_nobody_waits_for_is_not_run() -> None:
 
 
 def test_a_search_waits_for_no_photo() -> None:
-    photos, searches, scheduler = Bench(), Bench(), Scheduler(2, [1, 2])
+    photos, searches, scheduler = Bench(), Bench(), Scheduler(2, 1, 2)
     searches.gate.set()
     photo, search = opened(photos, scheduler), opened(searches, scheduler, urgent=True)
     with ThreadPoolExecutor(4) as pool:
@@ -292,7 +294,7 @@ def test_photos_give_way_to_searches() -> None:
     def priority(x: Array) -> Array:
         return np.full_like(x, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
-    bench, scheduler = Bench(priority), Scheduler(2, [1, 2])
+    bench, scheduler = Bench(priority), Scheduler(2, 1, 2)
     bench.gate.set()
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert opened(bench, scheduler).run(ones(1, 1))[0][0, 0] == min(own + 10, 19)
@@ -300,7 +302,7 @@ def test_photos_give_way_to_searches() -> None:
 
 
 def test_a_graph_that_cannot_be_loaded_again_goes_on_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    bench, scheduler = Bench(), Scheduler(2, [1, 2])
+    bench, scheduler = Bench(), Scheduler(2, 1, 2)
     bench.gate.set()
 
     def only_wide(threads: int) -> BenchEngine:
@@ -318,25 +320,24 @@ def test_a_graph_that_cannot_be_loaded_again_goes_on_as_it_is(caplog: pytest.Log
 
 
 @pytest.mark.parametrize(
-    ("cores", "asked", "widths", "room"),
+    ("cores", "asked", "narrow", "wide", "room"),
     [
-        (1, {}, [1], 2),
-        (2, {}, [1, 2], 3),
-        (4, {}, [1, 4], 5),
-        (6, {}, [1, 4, 6], 7),
-        (16, {}, [1, 4, 16], 17),
-        (64, {}, [1, 4, 16], 65),
-        (16, {"workers": 4}, [1, 4], 5),
-        (16, {"workers": 64}, [1], 2),
-        (8, {"model_intra_op_threads": 4}, [4], 3),
-        (2, {"model_intra_op_threads": 64}, [2], 2),
+        (1, {}, 1, 1, 2),
+        (2, {}, 1, 2, 3),
+        (6, {}, 1, 6, 7),
+        (64, {}, 1, 16, 65),
+        (16, {"workers": 4}, 1, 4, 5),
+        (16, {"workers": 2, "device_ids": (0, 1)}, 1, 4, 5),
+        (16, {"workers": 64}, 1, 1, 2),
+        (8, {"model_intra_op_threads": 4}, 4, 4, 3),
+        (2, {"model_intra_op_threads": 64}, 2, 2, 2),
     ],
 )
-def test_machines(cores: int, asked: dict[str, Any], widths: list[int], room: int) -> None:
+def test_machines(cores: int, asked: dict[str, Any], narrow: int, wide: int, room: int) -> None:
     scheduler = make_scheduler(Choice("onnxruntime", "cpu", "fp32", ""), Settings(**asked), cores)
-    assert (scheduler.widths, scheduler.room, scheduler.max_batch) == (widths, room, 1)
+    assert (scheduler.narrow, scheduler.wide, scheduler.room, scheduler.max_batch) == (narrow, wide, room, 1)
 
 
 def test_a_gpu_takes_batches() -> None:
     scheduler = make_scheduler(Choice("onnxruntime", "cuda", "fp32", ""), Settings(), 16)
-    assert (scheduler.widths, scheduler.room, scheduler.max_batch) == ([1], 64, 32)
+    assert (scheduler.narrow, scheduler.wide, scheduler.room, scheduler.max_batch) == (1, 1, 64, 32)

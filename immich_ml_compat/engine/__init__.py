@@ -75,3 +75,6 @@ class Engine(Protocol):
 
     def load(self, path: Path) -> Session:
         """Load the graph at `path`, external data beside it included. Raises EngineError."""
+
+    def release(self) -> None:
+        """Give back the memory that past runs needed, as far as the engine can."""

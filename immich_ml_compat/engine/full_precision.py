@@ -8,21 +8,33 @@ from pathlib import Path
 
 import numpy as np
 
-from . import Array, Engine, OneByOne, Session, TensorInfo
+from . import Array, Engine, EngineError, OneByOne, Session, TensorInfo
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RetryInFull:
-    """Loads graphs into `reduced`; whichever gives something not finite is also loaded into `full`, and run there."""
+    """Loads graphs into `reduced`, or into `full` where that cannot be.
+
+    Whichever gives something not finite is loaded into `full` as well, and run there.
+    """
 
     reduced: Engine
     full: Engine
 
-    def load(self, path: Path) -> "RetryingSession":
+    def load(self, path: Path) -> Session:
         """Load the graph at `path`, external data beside it included. Raises EngineError."""
-        return RetryingSession(path, self.reduced.load(path), self.full)
+        try:
+            return RetryingSession(path, self.reduced.load(path), self.full)
+        except EngineError as error:
+            log.warning("Loaded in single precision instead: %s", error)
+            return self.full.load(path)
+
+    def release(self) -> None:
+        """Give back the memory that past runs needed."""
+        self.reduced.release()
+        self.full.release()
 
 
 class RetryingSession(OneByOne):

@@ -11,11 +11,15 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from ..memory import release
 from . import Array, EngineError, OneByOne, TensorInfo
+from .onnx_file import block, varint
 from .optimized import DATA_SUFFIX, OptimizedGraphs
 from .packed_weights import align_weights
 
 log = logging.getLogger(__name__)
+
+VERSION = ort.__version__
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -105,6 +109,14 @@ class OnnxRuntimeEngine:
             self.optimized.discard(form)
             return OnnxRuntimeSession(path, self._session(path, self._options()))
 
+    def release(self) -> None:
+        """Have the arena give back what no tensor lies in: a run of any graph can ask it to."""
+        if not self.arena or self.execution_provider != _CPU:
+            return
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        ort.InferenceSession(_smallest_graph(), self._options(), providers=[_CPU]).run(None, _SMALLEST_INPUT, options)
+
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.intra_op_threads or _DEFAULT_INTRA_OP_THREADS
@@ -140,7 +152,10 @@ class OnnxRuntimeEngine:
             align_weights(target, data)
         inputs = {node.name: _nothing(_info(path, node)) for node in session.get_inputs()}
         try:
-            expected, found = (each.run(None, inputs) for each in (session, self._optimized_session(target)))
+            expected = session.run(None, inputs)
+            del session  # a large model is not to be in memory twice
+            release()
+            found = self._optimized_session(target).run(None, inputs)
         except _ERRORS as error:
             raise EngineError(f"{path}: {error}") from error
         if not all(map(_close, expected, found)):
@@ -191,6 +206,21 @@ class OnnxRuntimeSession(OneByOne):
         except _ERRORS as error:
             raise EngineError(f"{self._path}: {error}") from error
         return outputs
+
+
+_SMALLEST_INPUT = {"x": np.ones(1, np.float32)}
+
+
+def _smallest_graph() -> bytes:
+    """An ONNX file: y = x."""
+    number_of_one = block(1, varint(1 << 3) + varint(1) + block(2, block(1, varint(1 << 3) + varint(1))))
+
+    def value(name: bytes) -> bytes:
+        return block(1, name) + block(2, number_of_one)
+
+    node = block(1, b"x") + block(2, b"y") + block(4, b"Identity")
+    graph = block(1, node) + block(2, b"g") + block(11, value(b"x")) + block(12, value(b"y"))
+    return varint(1 << 3) + varint(8) + block(7, graph) + block(8, varint(2 << 3) + varint(17))
 
 
 @cache

@@ -92,6 +92,9 @@ class OpenVinoEngine:
             raise EngineError(f"{path}: OpenVINO would run it in {found} on the {self.device}, not {self.precision}")
         return OpenVinoSession(path, model, compiled, _provider(self.device, found))
 
+    def release(self) -> None:
+        """A graph's memory goes with the graph."""
+
     def _capabilities(self, device: str) -> list[str]:
         capabilities: list[str] = self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")
         return capabilities

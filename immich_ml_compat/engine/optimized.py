@@ -8,6 +8,7 @@ drop and read them again.
 """
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ _GRAPH = "model.onnx"
 _MAKING = ".making"
 _NAMED_BY = 4  # parts of the path: task, name, type, file
 _FREE_FOR = 4  # times the graph's size must be free: the weights are written as they were and packed
-_FORGET_S = 24 * 3600.0
+_FORGET_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class OptimizedGraphs:
         """Return the optimised form of a graph, having `write` make it where it is not there; None without one.
 
         `write` is told where to, tries what it wrote, and raises EngineError, LookupError or ValueError where that is
-        no use. A process that dies of it is the last one to try for a day.
+        no use. It is not tried again for a week then, nor where the process died of it.
         """
         try:
             home = self.folder / f"{_name(graph)}-{_stamp(graph)}"
@@ -72,16 +73,27 @@ class OptimizedGraphs:
         try:
             write(making / _GRAPH)
             release()
+            for path in (*making.iterdir(), making):
+                _flush(path)
             making.rename(home)
-        except (EngineError, LookupError, ValueError) as error:
+        except (EngineError, LookupError, OSError, ValueError) as error:
             log.warning("%s is loaded without an optimised form: %s", graph, error)
+            for path in making.iterdir():  # the folder stays: it is not tried again at every load
+                path.unlink()
             return False
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
         for other in self.folder.iterdir():
             if other != home and other.name.rpartition("-")[0] == _name(graph) and other.suffix != _MAKING:
                 shutil.rmtree(other, ignore_errors=True)  # of what lay there before
         return True
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on disk: a form must not be there without its weights."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _name(graph: Path) -> str:
@@ -90,13 +102,14 @@ def _name(graph: Path) -> str:
 
 def _stamp(graph: Path) -> str:
     """What changes when the graph or the weights beside it do."""
-    states = [(str(file), stat.st_size, stat.st_mtime_ns) for file in _files(graph) for stat in [file.stat()]]
+    states = [(file.name, stat.st_size, stat.st_mtime_ns) for file in _files(graph) for stat in [file.stat()]]
     return sha256(repr(states).encode()).hexdigest()[:16]
 
 
 def _files(graph: Path) -> list[Path]:
-    beside = (file for file in graph.parent.iterdir() if file.name.startswith(graph.name) and file != graph)
-    return [graph, *sorted(file for file in beside if file.is_file())]
+    """The graph and what lies beside it: weights may be in files of any name."""
+    beside = (file for file in graph.parent.iterdir() if file != graph and not file.name.startswith("."))
+    return [graph, *sorted(file for file in beside if file.is_file() and ".broken-" not in file.name)]
 
 
 def _remove_forgotten(making: Path) -> None:

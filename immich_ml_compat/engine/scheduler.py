@@ -3,8 +3,8 @@
 tasks, in any number of threads → queue → as many runs as the cores hold → results
 
 On a CPU several runs of one thread each compute more than one run of several threads, so that is how graphs run under
-load; a photo that is alone gets all cores for each of its runs. On a GPU runs of the same graph and shape that
-queued while the last one ran go together as one batch.
+load; where that would leave half of the cores idle, one run after the other gets all of them. On a GPU runs of the same
+graph and shape that queued while the last one ran go together as one batch.
 """
 
 import logging
@@ -51,11 +51,15 @@ class _Run:
 class Scheduler:
     """Shares the cores, or a GPU, between the runs of all graphs of a process. Safe to use from several threads."""
 
-    def __init__(self, cores: int, widths: Sequence[int], max_batch: int = 1) -> None:
-        """`widths` are the numbers of threads that a run may have; `max_batch` the most items of one run."""
-        self.widths = sorted(widths)
+    def __init__(self, cores: int, narrow: int, wide: int, max_batch: int = 1) -> None:
+        """`narrow` and `wide` are the threads that a run has beside others and by itself.
+
+        `max_batch` is the most items of one run.
+        """
+        self.narrow = narrow
+        self.wide = wide
         self.max_batch = max_batch
-        self.cores = self._free = max(cores, self.widths[0])
+        self.cores = self._free = max(cores, narrow, wide)
         self._photos = 0
         self._waiting: deque[_Run] = deque()
         self._lock = threading.Lock()
@@ -64,13 +68,13 @@ class Scheduler:
 
     @property
     def window(self) -> int:
-        """So many runs of one request at a time keep everything busy."""
-        return 2 * max(self.cores // self.widths[0], self.max_batch)
+        """So many runs of one photo at a time keep everything busy, together with those of the others."""
+        return max(2, 2 * max(self.cores // self.narrow, self.max_batch) // max(1, self._photos))
 
     @property
     def room(self) -> int:
         """So many photos side by side keep everything busy: while some are decoded, others are in their graphs."""
-        runs = self.cores // self.widths[0]
+        runs = self.cores // self.narrow
         return runs + 1 if self.max_batch == 1 else 2 * runs * self.max_batch
 
     @contextmanager
@@ -94,14 +98,19 @@ class Scheduler:
         """Have a run done at once, beside all others, on a thread of its own: a person waits for it."""
         with self._lock:
             busy = self._photos or self._free < self.cores
-        self._search_thread.submit(_execute, [run], self.widths[0] if busy else self.widths[-1])
+        self._search_thread.submit(_execute, [run], self.narrow if busy else self.wide)
 
     def _pump(self) -> None:
-        while self._waiting and self._free >= self.widths[0]:
+        while self._waiting and self._free >= self.narrow:
             batch = self._take()
-            threads = self._share()
-            self._free -= threads
-            self._threads.submit(self._do, batch, threads)
+            threads, cores = (self.wide, self.cores) if self._alone() else (self.narrow, self.narrow)
+            self._free -= cores
+            try:
+                self._threads.submit(self._do, batch, threads, cores)
+            except RuntimeError as error:  # the system has no thread to give
+                self._free += cores
+                for run in batch:
+                    run.result.set_exception(EngineError(f"no thread to run a graph on: {error}"))
 
     def _take(self) -> list[_Run]:
         """The run that has waited longest, with those that can go with it."""
@@ -114,18 +123,17 @@ class Scheduler:
             self._waiting.remove(run)
         return [first, *others]
 
-    def _share(self) -> int:
-        """The threads of the next run: an equal share of the cores, as far as they are free."""
-        running = self.cores - self._free  # at least one thread each
-        share = self.cores // max(self._photos, running + 1 + len(self._waiting))
-        return max(width for width in self.widths if width <= max(self.widths[0], min(share, self._free)))
+    def _alone(self) -> bool:
+        """Tell whether the next run should have all cores: nothing runs, and what is to be done would not fill half."""
+        demand = max(self._photos, 1 + len(self._waiting)) * self.narrow
+        return self._free == self.cores and (demand == self.narrow or 2 * demand <= self.cores)
 
-    def _do(self, batch: list[_Run], threads: int) -> None:
+    def _do(self, batch: list[_Run], threads: int, cores: int) -> None:
         try:
             _execute(batch, threads)
         finally:
             with self._lock:
-                self._free += threads
+                self._free += cores
                 self._pump()
 
 
@@ -176,6 +184,10 @@ class ScheduledEngine:
         """Load the graph at `path`, external data beside it included. Raises EngineError."""
         return ScheduledSession(self, path)
 
+    def release(self) -> None:
+        """Give back the memory that past runs needed."""
+        self.engine_of(self.scheduler.narrow).release()
+
 
 class ScheduledSession:
     """One graph, loaded once for each number of threads that it has run on."""
@@ -185,9 +197,12 @@ class ScheduledSession:
         self._scheduler = engine.scheduler
         self._path = path
         self._loading = threading.Lock()
-        # Who comes first is mostly alone, and gets all threads.
-        first = engine.engine_of(self._scheduler.widths[-1]).load(path)
-        self._sessions: dict[int, Session] = {self._scheduler.widths[-1]: first}
+        # Who comes first is mostly alone. A search is not to wait for the second load.
+        wide, narrow = self._scheduler.wide, self._scheduler.narrow
+        first = engine.engine_of(wide).load(path)
+        self._sessions: dict[int, Session] = {wide: first}
+        if engine.urgent and narrow != wide:
+            self._sessions[narrow] = engine.engine_of(narrow).load(path)
         self.inputs = first.inputs
         self.outputs = first.outputs
         self.execution_provider = first.execution_provider
@@ -224,8 +239,11 @@ class ScheduledSession:
             return [session.run(items[0])]
         joined = {name: np.concatenate([inputs[name] for inputs in items]) for name in items[0]}
         stops = np.cumsum([len(next(iter(inputs.values()))) for inputs in items])
-        parts = [np.split(output, stops[:-1]) for output in session.run(joined)]
-        return [list(outputs) for outputs in zip(*parts, strict=True)]
+        outputs = session.run(joined)
+        if any(len(output) != stops[-1] for output in outputs):
+            raise EngineError(f"{self._path}: its outputs are not one for each item, so it runs one at a time")
+        parts = [np.split(output, stops[:-1]) for output in outputs]
+        return [list(part) for part in zip(*parts, strict=True)]
 
     def _submit(self, inputs: Inputs) -> "Future[list[Array]]":
         run = _Run(self, inputs, Future())
@@ -236,14 +254,25 @@ class ScheduledSession:
         return run.result
 
     def _on(self, threads: int) -> Session:
-        with self._loading:
+        """The session for so many threads; another one while that is loaded."""
+        session = self._sessions.get(threads)
+        if session is not None:
+            return session
+        if not self._loading.acquire(blocking=False):
+            return next(iter(self._sessions.values()))
+        try:
             if threads not in self._sessions:
-                try:
-                    self._sessions[threads] = self._engine.engine_of(threads).load(self._path)
-                except EngineError as error:  # its file may have gone: what is loaded still works
-                    log.warning("Not loaded again for %d threads: %s", threads, error)
-                    self._sessions[threads] = next(iter(self._sessions.values()))
+                self._sessions[threads] = self._load_for(threads)
             return self._sessions[threads]
+        finally:
+            self._loading.release()
+
+    def _load_for(self, threads: int) -> Session:
+        try:
+            return self._engine.engine_of(threads).load(self._path)
+        except (EngineError, MemoryError) as error:  # its file may have gone: what is loaded still works
+            log.warning("Not loaded again for %d threads: %s", threads, error)
+            return next(iter(self._sessions.values()))
 
 
 def scheduled(engine: Engine, *, max_batch: int | None = None, urgent: bool = False) -> Engine:
