@@ -85,6 +85,7 @@ def build_app(settings: Settings, names: ModelNames) -> FastAPI:
             WorkerProcess.start, patience=Patience(settings.worker_heartbeat_timeout_s, float(settings.worker_timeout))
         ),
         keep_running=bool(settings.preload.models()),
+        substitutions=names.substitutions(),
     )
 
     async def answer(request: PredictRequest) -> Answer:
