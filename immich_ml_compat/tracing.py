@@ -40,7 +40,7 @@ class Traced:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = message | {"headers": [*message.get("headers", ()), (HEADER, trace.id.encode())]}
+                message = {**message, "headers": [*message.get("headers", ()), (HEADER, trace.id.encode())]}
             await send(message)
 
         try:
