@@ -68,7 +68,7 @@ def timed(task: str) -> Iterator[None]:
         _STOPWATCH.reset(token)
         watch.switch(POSTPROCESS)
         if (stages := _STAGES.get()) is not None:
-            stages[task] = dict(watch.seconds)
+            stages[str(task)] = dict(watch.seconds)  # a plain text, which JSON takes as a key
 
 
 @contextmanager
