@@ -8,15 +8,20 @@ each request it had is run once more, alone: only one that ends a worker by itse
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 from .errors import failure
-from .link import Done, Work
+from .link import Alive, Done, Work
 from .messages import Answer, PredictRequest
 from .process import StartError, WorkerDiedError, WorkerProcess
+from .status import ServerStatus, WorkerStatus
+from .trace import request_id
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +39,17 @@ class Job:
     id: int
     request: PredictRequest
     answer: asyncio.Future[Answer]
+    request_id: str = field(default_factory=request_id)
+    """What logs call it."""
+
+    queued_at: float = field(default_factory=time.monotonic)
     alone: bool = False
     """Whether it was in a worker that died: it is run again with nothing beside it."""
+
+    @property
+    def bytes(self) -> int:
+        """What its photo or text takes."""
+        return len(self.request.image or b"") + len(self.request.text or "")
 
     @property
     def is_search(self) -> bool:
@@ -55,6 +69,9 @@ class Seat:
 
     failed_starts: int = 0
     answered: int = 0
+    status: WorkerStatus | None = None
+    """What the worker told of itself last."""
+
     jobs: dict[int, Job] = field(default_factory=dict)
 
     @property
@@ -78,6 +95,16 @@ class Seat:
         return len(self.jobs) < self.process.room + 1 and (job.is_search or photos < self.process.room)
 
 
+class Observer(Protocol):
+    """Is told what happens."""
+
+    def waited(self, kind: str, seconds: float) -> None:
+        """A worker has taken a `photo` or a `search` that waited so long."""
+
+    def heard(self, message: Done | Alive) -> None:
+        """A worker has answered, or told of itself."""
+
+
 class Dispatcher:
     """Hands requests to workers. Lives in one event loop."""
 
@@ -87,8 +114,12 @@ class Dispatcher:
         start: Callable[[int], Awaitable[WorkerProcess]],
         *,
         keep_running: bool = False,
+        substitutions: Sequence[str] = (),
     ) -> None:
-        """`device_ids` has one entry per worker; with `keep_running` workers start at once and are always replaced."""
+        """`device_ids` has one entry per worker; with `keep_running` workers start at once and are always replaced.
+
+        `substitutions` are told with the status.
+        """
         self._seats = [Seat(device_id) for device_id in device_ids]
         self._start = start
         self._keep_running = keep_running
@@ -96,7 +127,13 @@ class Dispatcher:
         self._searches: deque[Job] = deque()
         self._ids = count()
         self._stopping = False
+        self._substitutions = tuple(substitutions)
+        self._started_at = time.time()
+        self._starts = self._restarts = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self.observer: Observer | None = None
+        """Is told what happens, where there is one."""
+
         self.trouble: str | None = None
         """Why no worker can be started, while that is so."""
 
@@ -117,6 +154,22 @@ class Dispatcher:
         finally:
             if job in queue:  # whoever asked has gone
                 queue.remove(job)
+
+    def status(self) -> ServerStatus:
+        """Say what is waiting, what is being worked on, and how the workers are."""
+        waiting = [*self._photos, *self._searches]
+        return ServerStatus(
+            queue_photos=len(self._photos),
+            queue_searches=len(self._searches),
+            queue_bytes=sum(job.bytes for job in waiting),
+            in_hand=sum(len(seat.jobs) for seat in self._seats),
+            workers=tuple(seat.status for seat in self._seats if seat.process and seat.status),
+            starts=self._starts,
+            restarts=self._restarts,
+            substitutions=self._substitutions,
+            trouble=self.trouble,
+            started_at=self._started_at,
+        )
 
     async def close(self) -> None:
         """Let the workers finish what they have and end them."""
@@ -147,7 +200,9 @@ class Dispatcher:
         if seat is None or seat.process is None:
             return False
         seat.jobs[job.id] = job
-        seat.process.send(Work(job.id, job.request))
+        seat.process.send(Work(job.id, job.request, job.request_id))
+        if self.observer is not None and not job.alone:
+            self.observer.waited("search" if job.is_search else "photo", time.monotonic() - job.queued_at)
         return True
 
     def _queue(self, job: Job) -> deque[Job]:
@@ -161,7 +216,7 @@ class Dispatcher:
 
     def _occupy(self, seat: Seat) -> None:
         seat.starting = True
-        task = asyncio.get_running_loop().create_task(self._run(seat))
+        task = asyncio.get_running_loop().create_task(self._run(seat), context=Context())  # no request's own
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -175,7 +230,8 @@ class Dispatcher:
             seat.starting = False
             self._note_failed_start(seat, str(error) or type(error).__name__)
             return None
-        seat.process, seat.starting, self.trouble = process, False, None
+        seat.process, seat.starting, seat.status, self.trouble = process, False, None, None
+        self._starts += 1
         answered = seat.answered
         try:
             self._pump()
@@ -198,18 +254,23 @@ class Dispatcher:
         """Free the seat of a worker that died, and see to its requests."""
         seat.process = None
         if not self._stopping:
+            self._restarts += 1
             log.error("Inference worker %d died: %s", process.pid, cause)
         self._run_again(seat, cause)
 
     async def _collect(self, seat: Seat, process: WorkerProcess) -> None:
         while True:
             message = await process.receive()
+            if self.observer is not None and isinstance(message, Done | Alive):
+                self.observer.heard(message)
             if isinstance(message, Done):
                 seat.answered += 1
                 seat.failed_starts = 0
                 self._settle(seat.jobs.pop(message.id), message.answer)
                 del message  # an answer need not be held until the next one comes
                 self._pump()
+            elif isinstance(message, Alive):
+                seat.status = message.status
             elif not seat.jobs:
                 seat.process = None
                 await process.stop()

@@ -15,9 +15,11 @@ from typing import Protocol, TypeVar
 from .catalog import ModelType, Task
 from .downloads import Downloader
 from .engine import Engine, EngineError
-from .errors import ModelUnavailableError
+from .errors import ModelOutputError, ModelUnavailableError
 from .memory import release
+from .status import ModelFailure, ModelStatus
 from .store import ModelFiles, ModelKey, ModelStore
+from .timing import LOAD, during
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,9 @@ class _Slot:
     size: int = 0
     users: int = 0
     last_used: float = 0.0
+    last_run: float | None = None
+    """The time of day of the last use that ended well."""
+
     loading_since: float | None = None
     stays: bool = False
     failure: tuple[float, str] | None = None
@@ -108,6 +113,7 @@ class Models:
         self._clock = clock
         self._slots: dict[ModelKey, _Slot] = {}
         self._lock = threading.Lock()
+        self._failures: dict[ModelKey, ModelFailure] = {}
 
     @contextmanager
     def use(self, key: ModelKey, kind: type[ModelT]) -> Iterator[ModelT]:
@@ -118,7 +124,18 @@ class Models:
         with self._borrow(key) as slot:
             if not isinstance(slot.model, kind):
                 raise TypeError(f"{key} is a {type(slot.model).__name__}, not a {kind.__name__}")
-            yield slot.model
+            with self._noting(key, slot):
+                yield slot.model
+
+    @contextmanager
+    def _noting(self, key: ModelKey, slot: _Slot) -> Iterator[None]:
+        """Remember how a use of a model ended."""
+        try:
+            yield
+        except (EngineError, ModelOutputError) as error:
+            self._note_failure(key, str(error))
+            raise
+        slot.last_run = time.time()
 
     @contextmanager
     def _borrow(self, key: ModelKey) -> Iterator[_Slot]:
@@ -127,7 +144,7 @@ class Models:
             slot.users += 1
         came = self._clock()
         try:
-            with slot.lock:
+            with during(LOAD), slot.lock:
                 if slot.failure is not None and slot.failure[0] > came:
                     raise ModelUnavailableError(slot.failure[1])
                 if slot.model is None:
@@ -144,7 +161,8 @@ class Models:
         """Load and warm a model, and let it stay for ever. Raises ModelUnavailableError."""
         with self._borrow(key) as slot:
             assert slot.model is not None
-            slot.model.warm()
+            with self._noting(key, slot):
+                slot.model.warm()
             slot.stays = True
 
     def execution_provider(self, key: ModelKey) -> str:
@@ -173,6 +191,31 @@ class Models:
         self._engine.release()
         release()
 
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        """Return what is in memory."""
+        with self._lock:
+            return tuple(
+                ModelStatus(
+                    task=key.task,
+                    type=key.type,
+                    name=key.name,
+                    provider=slot.model.execution_provider,
+                    bytes=slot.size,
+                    in_use=slot.users,
+                    stays=slot.stays,
+                    last_run=slot.last_run,
+                )
+                for key, slot in self._slots.items()
+                if slot.model is not None
+            )
+
+    def failures(self) -> tuple[ModelFailure, ...]:
+        """Return the last failure of each model that ever had one."""
+        return tuple(self._failures.copy().values())
+
+    def _note_failure(self, key: ModelKey, detail: str) -> None:
+        self._failures[key] = ModelFailure(key.task, key.type, key.name, time.time(), _plain(detail))
+
     def loading_seconds(self) -> float:
         """Return for how long the slowest load that is running has been at it; 0 where none is."""
         with self._lock:
@@ -184,6 +227,7 @@ class Models:
             self._load(key, slot)
         except ModelUnavailableError as error:
             slot.failure = self._clock(), error.detail
+            self._note_failure(key, error.detail)
             raise
 
     def _load(self, key: ModelKey, slot: _Slot) -> None:
@@ -237,3 +281,8 @@ class Models:
         except ModelUnavailableError as error:
             log.error("%s", error.detail)
             return files
+
+
+def _plain(text: str) -> str:
+    """Return a text without what only a path may hold, and no JSON."""
+    return text.encode(errors="replace").decode()
