@@ -1,6 +1,6 @@
 """The line between the front process and an inference worker: typed messages over one stream socket.
 
-    front  → worker   Work, Stop
+    front  → worker   Work, Change, Stop
     worker → front    Ready, Alive, Done, Idle, Failed
 
 A message on the wire is the length of its head, the lengths of its two byte strings, the head as JSON, and
@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from .messages import Answer, PredictRequest
+from .messages import Answer, ModelChange, PredictRequest
 
 _PREFIX = struct.Struct("!IQ")
 
@@ -31,6 +31,14 @@ class Work:
 
     id: int
     request: PredictRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Load or unload a model, and answer as to a request."""
+
+    id: int
+    change: ModelChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ class Failed:
     cause: str
 
 
-Message = Work | Stop | Ready | Alive | Done | Idle | Failed
+Message = Work | Change | Stop | Ready | Alive | Done | Idle | Failed
 
 _PLAIN: dict[str, Any] = {kind.__name__: kind for kind in (Stop, Ready, Alive, Idle, Failed)}
 
@@ -106,6 +114,8 @@ def _decode(head: bytes, body: bytes) -> Message:
     if kind == "Work":
         image = body if fields["has_image"] else None
         return Work(fields["id"], PredictRequest(fields["entries"], image, fields["text"]))
+    if kind == "Change":
+        return Change(fields["id"], ModelChange(**fields["change"]))
     if kind == "Done":
         return Done(fields["id"], Answer(fields["status"], body))
     message: Message = _PLAIN[kind](**fields)

@@ -16,6 +16,16 @@ class PredictRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelChange:
+    """A model to load, and let stay, or to unload; task and type by their values."""
+
+    load: bool
+    task: str
+    type: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A whole HTTP answer: the status and a JSON body in UTF-8."""
 

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from .catalog import ModelType, Task
 from .downloads import Downloader
 from .engine import Engine, EngineError
-from .errors import ModelUnavailableError
+from .errors import ModelInUseError, ModelUnavailableError
 from .memory import release
 from .store import ModelFiles, ModelKey, ModelStore
 
@@ -26,6 +26,16 @@ class Model(Protocol):
     """What the models of all tasks have in common."""
 
     @property
+    def unload(self, key: ModelKey) -> None:
+        """Unload a model, also one that was to stay; one that is not loaded is none. Raises ModelInUseError."""
+        with self._lock:
+            if (slot := self._slots.get(key)) is None:
+                return
+            if slot.users:
+                raise ModelInUseError(f"Model '{key.name}' is in use; unload it when its requests are done")
+            self._unload([key], "asked to")
+        release()
+
     def execution_provider(self) -> str:
         """What the graph really runs on, by the engine's own name for it."""
 

@@ -237,6 +237,9 @@ class Settings(BaseSettings):
     tls_key: File | None = None
     """The certificate's private key, in PEM form."""
 
+    ui: bool = False
+    """Whether there is a page at `/ui`."""
+
     host: str = Field(default="[::]", validation_alias="IMMICH_HOST")
     port: int = Field(default=3003, ge=0, le=65535, validation_alias="IMMICH_PORT")
     log_level: Annotated[int, BeforeValidator(_log_level)] = Field(
