@@ -8,15 +8,17 @@ each request it had is run once more, alone: only one that ends a worker by itse
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from .errors import failure
-from .link import Change, Done, Work
+from .link import Alive, Change, Done, Work
 from .messages import Answer, ModelChange, PredictRequest
 from .process import StartError, WorkerDiedError, WorkerProcess
+from .status import ServerStatus, WorkerStatus
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,11 @@ class Job:
     answer: asyncio.Future[Answer]
     alone: bool = False
     """Whether it was in a worker that died: it is run again with nothing beside it."""
+
+    @property
+    def bytes(self) -> int:
+        """What its photo or text takes."""
+        return len(self.request.image or b"") + len(self.request.text or "")
 
     @property
     def is_search(self) -> bool:
@@ -63,6 +70,9 @@ class Seat:
 
     failed_starts: int = 0
     answered: int = 0
+    status: WorkerStatus | None = None
+    """What the worker told of itself last."""
+
     jobs: dict[int, Job] = field(default_factory=dict)
     orders: dict[int, Order] = field(default_factory=dict)
     """Beside the jobs: they take no room, and nothing runs them again."""
@@ -97,8 +107,12 @@ class Dispatcher:
         start: Callable[[int], Awaitable[WorkerProcess]],
         *,
         keep_running: bool = False,
+        substitutions: Sequence[str] = (),
     ) -> None:
-        """`device_ids` has one entry per worker; with `keep_running` workers start at once and are always replaced."""
+        """`device_ids` has one entry per worker; with `keep_running` workers start at once and are always replaced.
+
+        `substitutions` are told with the status.
+        """
         self._seats = [Seat(device_id) for device_id in device_ids]
         self._start = start
         self._keep_running = keep_running
@@ -106,6 +120,9 @@ class Dispatcher:
         self._searches: deque[Job] = deque()
         self._ids = count()
         self._stopping = False
+        self._substitutions = tuple(substitutions)
+        self._started_at = time.time()
+        self._starts = self._restarts = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.trouble: str | None = None
         """Why no worker can be started, while that is so."""
@@ -127,6 +144,23 @@ class Dispatcher:
         finally:
             if job in queue:  # whoever asked has gone
                 queue.remove(job)
+
+    def status(self) -> ServerStatus:
+        """Say what is waiting, what is being worked on, and how the workers are."""
+        waiting = [*self._photos, *self._searches]
+        return ServerStatus(
+            queue_photos=len(self._photos),
+            queue_searches=len(self._searches),
+            queue_bytes=sum(job.bytes for job in waiting),
+            in_hand=sum(len(seat.jobs) for seat in self._seats),
+            workers=tuple(seat.status for seat in self._seats if seat.process and seat.status),
+            answered=sum(seat.answered for seat in self._seats),
+            starts=self._starts,
+            restarts=self._restarts,
+            substitutions=self._substitutions,
+            trouble=self.trouble,
+            started_at=self._started_at,
+        )
 
     async def change(self, change: ModelChange) -> Answer:
         """Change the models of every worker, and give the answer of the one that fared worst.
@@ -213,7 +247,8 @@ class Dispatcher:
             seat.starting = False
             self._note_failed_start(seat, str(error) or type(error).__name__)
             return None
-        seat.process, seat.starting, self.trouble = process, False, None
+        seat.process, seat.starting, seat.status, self.trouble = process, False, None, None
+        self._starts += 1
         answered = seat.answered
         for order in seat.orders.values():
             process.send(order.message)
@@ -238,6 +273,7 @@ class Dispatcher:
         """Free the seat of a worker that died, and see to its requests."""
         seat.process = None
         if not self._stopping:
+            self._restarts += 1
             log.error("Inference worker %d died: %s", process.pid, cause)
         self._give_up_orders(seat, failure(500, f"The inference worker died meanwhile: {cause}"))
         self._run_again(seat, cause)
@@ -250,9 +286,11 @@ class Dispatcher:
             elif isinstance(message, Done):
                 seat.answered += 1
                 seat.failed_starts = 0
-                self._settle(seat.jobs.pop(message.id), message.answer)
+                self._settle(seat.jobs.pop(message.id), replace(message.answer, stages=message.stages))
                 del message  # an answer need not be held until the next one comes
                 self._pump()
+            elif isinstance(message, Alive):
+                seat.status = message.status
             elif not seat.jobs and not seat.orders:
                 seat.process = None
                 await process.stop()

@@ -11,12 +11,14 @@ import asyncio
 import socket
 import struct
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
 from .messages import Answer, ModelChange, PredictRequest
+from .status import WorkerEvents, WorkerStatus
 
 _PREFIX = struct.Struct("!IQ")
 
@@ -27,10 +29,11 @@ class LinkClosedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Answer this request."""
+    """Answer this request; `request_id` is what logs call it."""
 
     id: int
     request: PredictRequest
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +58,19 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The worker's heartbeat; `loading_s` says for how long its slowest running model load has been at it."""
+    """The worker's heartbeat: what it is doing, and what happened since the last one."""
 
-    loading_s: float
+    status: WorkerStatus
+    events: WorkerEvents = field(default_factory=WorkerEvents)
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer to a request."""
+    """The answer to a request; `stages` has the seconds that each stage of each task took: {task: {stage: seconds}}."""
 
     id: int
     answer: Answer
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +87,20 @@ class Failed:
 
 Message = Work | Change | Stop | Ready | Alive | Done | Idle | Failed
 
-_PLAIN: dict[str, Any] = {kind.__name__: kind for kind in (Stop, Ready, Alive, Idle, Failed)}
+_PLAIN: dict[str, TypeAdapter[Any]] = {
+    kind.__name__: TypeAdapter(kind) for kind in (Change, Stop, Ready, Alive, Idle, Failed)
+}
 
 
 def encode(message: Message) -> list[bytes]:
     """Return a message as the chunks to send."""
     match message:
-        case Work(id, request):
+        case Work(id, request, request_id):
             head = {"kind": "Work", "id": id, "entries": request.entries, "text": request.text}
-            head["has_image"] = request.image is not None
+            head |= {"has_image": request.image is not None, "request_id": request_id}
             body = request.image or b""
-        case Done(id, answer):
-            head, body = {"kind": "Done", "id": id, "status": answer.status}, answer.body
+        case Done(id, answer, stages):
+            head, body = {"kind": "Done", "id": id, "status": answer.status, "stages": stages}, answer.body
         case _:
             head, body = {"kind": type(message).__name__, **asdict(message)}, b""
     encoded = orjson.dumps(head)
@@ -113,12 +120,10 @@ def _decode(head: bytes, body: bytes) -> Message:
     kind = fields.pop("kind")
     if kind == "Work":
         image = body if fields["has_image"] else None
-        return Work(fields["id"], PredictRequest(fields["entries"], image, fields["text"]))
-    if kind == "Change":
-        return Change(fields["id"], ModelChange(**fields["change"]))
+        return Work(fields["id"], PredictRequest(fields["entries"], image, fields["text"]), fields["request_id"])
     if kind == "Done":
-        return Done(fields["id"], Answer(fields["status"], body))
-    message: Message = _PLAIN[kind](**fields)
+        return Done(fields["id"], Answer(fields["status"], body), fields["stages"])
+    message: Message = _PLAIN[kind].validate_python(fields)
     return message
 
 

@@ -3,7 +3,7 @@
 Nothing here imports numpy or a model, so the two sides can live in different processes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +31,5 @@ class Answer:
 
     status: int
     body: bytes
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The seconds that each stage of each task took, where they were measured: {task: {stage: seconds}}."""

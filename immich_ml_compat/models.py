@@ -15,8 +15,9 @@ from typing import Protocol, TypeVar
 from .catalog import ModelType, Task
 from .downloads import Downloader
 from .engine import Engine, EngineError
-from .errors import ModelInUseError, ModelUnavailableError
+from .errors import ModelInUseError, ModelOutputError, ModelUnavailableError
 from .memory import release
+from .status import ModelFailure, ModelStatus
 from .store import ModelFiles, ModelKey, ModelStore
 
 log = logging.getLogger(__name__)
@@ -26,16 +27,6 @@ class Model(Protocol):
     """What the models of all tasks have in common."""
 
     @property
-    def unload(self, key: ModelKey) -> None:
-        """Unload a model, also one that was to stay; one that is not loaded is none. Raises ModelInUseError."""
-        with self._lock:
-            if (slot := self._slots.get(key)) is None:
-                return
-            if slot.users:
-                raise ModelInUseError(f"Model '{key.name}' is in use; unload it when its requests are done")
-            self._unload([key], "asked to")
-        release()
-
     def execution_provider(self) -> str:
         """What the graph really runs on, by the engine's own name for it."""
 
@@ -92,6 +83,9 @@ class _Slot:
     size: int = 0
     users: int = 0
     last_used: float = 0.0
+    last_run: float | None = None
+    """The time of day of the last use that ended well."""
+
     loading_since: float | None = None
     stays: bool = False
     failure: tuple[float, str] | None = None
@@ -118,6 +112,7 @@ class Models:
         self._clock = clock
         self._slots: dict[ModelKey, _Slot] = {}
         self._lock = threading.Lock()
+        self._failures: dict[ModelKey, ModelFailure] = {}
 
     @contextmanager
     def use(self, key: ModelKey, kind: type[ModelT]) -> Iterator[ModelT]:
@@ -128,7 +123,18 @@ class Models:
         with self._borrow(key) as slot:
             if not isinstance(slot.model, kind):
                 raise TypeError(f"{key} is a {type(slot.model).__name__}, not a {kind.__name__}")
-            yield slot.model
+            with self._noting(key, slot):
+                yield slot.model
+
+    @contextmanager
+    def _noting(self, key: ModelKey, slot: _Slot) -> Iterator[None]:
+        """Remember how a use of a model ended."""
+        try:
+            yield
+        except (EngineError, ModelOutputError) as error:
+            self._note_failure(key, str(error))
+            raise
+        slot.last_run = time.time()
 
     @contextmanager
     def _borrow(self, key: ModelKey) -> Iterator[_Slot]:
@@ -154,8 +160,19 @@ class Models:
         """Load and warm a model, and let it stay for ever. Raises ModelUnavailableError."""
         with self._borrow(key) as slot:
             assert slot.model is not None
-            slot.model.warm()
+            with self._noting(key, slot):
+                slot.model.warm()
             slot.stays = True
+
+    def unload(self, key: ModelKey) -> None:
+        """Unload a model, also one that was to stay; one that is not loaded is none. Raises ModelInUseError."""
+        with self._lock:
+            if (slot := self._slots.get(key)) is None:
+                return
+            if slot.users:
+                raise ModelInUseError(f"Model '{key.name}' is in use; unload it when its requests are done")
+            self._unload([key], "asked to")
+        release()
 
     def execution_provider(self, key: ModelKey) -> str:
         """Return what a model runs on, loading it if need be. Raises ModelUnavailableError."""
@@ -178,6 +195,31 @@ class Models:
             release()
         return left
 
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        """Return what is in memory."""
+        with self._lock:
+            return tuple(
+                ModelStatus(
+                    task=key.task,
+                    type=key.type,
+                    name=key.name,
+                    provider=slot.model.execution_provider,
+                    bytes=slot.size,
+                    in_use=slot.users,
+                    stays=slot.stays,
+                    last_run=slot.last_run,
+                )
+                for key, slot in self._slots.items()
+                if slot.model is not None
+            )
+
+    def failures(self) -> tuple[ModelFailure, ...]:
+        """Return the last failure of each model that ever had one."""
+        return tuple(self._failures.copy().values())
+
+    def _note_failure(self, key: ModelKey, detail: str) -> None:
+        self._failures[key] = ModelFailure(key.task, key.type, key.name, time.time(), detail)
+
     def loading_seconds(self) -> float:
         """Return for how long the slowest load that is running has been at it; 0 where none is."""
         with self._lock:
@@ -189,6 +231,7 @@ class Models:
             self._load(key, slot)
         except ModelUnavailableError as error:
             slot.failure = self._clock(), error.detail
+            self._note_failure(key, error.detail)
             raise
 
     def _load(self, key: ModelKey, slot: _Slot) -> None:

@@ -80,15 +80,15 @@ class WorkerProcess:
         """Hand over a request or a change."""
         self._line.send(message)
 
-    async def receive(self) -> Done | Idle:
-        """Wait for an answer, or for the worker to have no model left. Raises WorkerDiedError."""
+    async def receive(self) -> Done | Idle | Alive:
+        """Wait for an answer, a sign of life, or for the worker to have no model left. Raises WorkerDiedError."""
         try:
             while True:
                 message = await self._hear()
-                if isinstance(message, Done | Idle):
+                if isinstance(message, Alive) and 0 < self._patience.loading_s < message.status.loading_s:
+                    raise await self._kill(f"a model was still loading after {message.status.loading_s:.0f} s")
+                if isinstance(message, Done | Idle | Alive):
                     return message
-                if isinstance(message, Alive) and 0 < self._patience.loading_s < message.loading_s:
-                    raise await self._kill(f"a model was still loading after {message.loading_s:.0f} s")
         except TimeoutError:
             raise await self._kill(f"it was silent for {self._patience.silence_s:.0f} s") from None
         except LinkClosedError:

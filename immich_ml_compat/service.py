@@ -4,6 +4,7 @@ This is all of inference as the front sees it: a raw request in, an answer out.
 """
 
 import logging
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,12 +22,14 @@ from .faces import find_faces
 from .images import Photo
 from .loaders import loaders
 from .machine import this_machine
+from .memory import resident_bytes
 from .messages import Answer, ModelChange, PredictRequest
 from .models import Models, Retention
 from .names import ModelNames, UnknownModelError
 from .ocr import read_text
 from .plan import Plan, plan_request
 from .settings import Settings
+from .status import WorkerStatus
 from .store import ModelKey, ModelStore
 
 log = logging.getLogger(__name__)
@@ -45,7 +48,9 @@ class Service:
         self.names = ModelNames(store, settings.model_aliases, settings.clip_model)
         self._most_pixels = settings.max_image_pixels
         self._orientation = settings.ocr_orientation
-        engine = make_engine(choose(settings, this_machine()), settings, device_id)
+        self._device_id = device_id
+        self._choice = choose(settings, this_machine())
+        engine = make_engine(self._choice, settings, device_id)
         self._scheduler = engine.scheduler
         self.room = self._scheduler.room if settings.request_threads is None else max(1, settings.request_threads)
         """So many photos are to be worked on side by side, and a search beside them."""
@@ -70,6 +75,21 @@ class Service:
         except EngineError as error:
             log.error("Inference failed: %s", error)
             return failure(500, "Inference failed; the server's log says why")
+
+    def status(self, busy: int) -> WorkerStatus:
+        """Say what this process holds and does; so many requests are being worked on."""
+        return WorkerStatus(
+            pid=os.getpid(),
+            device_id=self._device_id,
+            engine=str(self._choice),
+            precision=self._choice.precision,
+            models=self.models.statuses(),
+            failures=self.models.failures(),
+            memory_bytes=resident_bytes(),
+            vram_bytes=None,
+            loading_s=self.models.loading_seconds(),
+            busy=busy,
+        )
 
     def preload(self, models: Iterable[PreloadedModel]) -> list[PreloadedModel]:
         """Load and warm models, and let them stay. One that cannot be loaded is logged; return those."""

@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp
 
 from .access import Access
 from .body import BodyLimits
+from .catalog import ModelType, Task
 from .connection import PatientConnection
 from .dispatch import Dispatcher
 from .engine_choice import choose
@@ -24,13 +25,14 @@ from .environment import report_environment
 from .errors import RequestError, failure
 from .http_api import create_app
 from .machine import this_machine
-from .messages import Answer, PredictRequest
+from .messages import Answer, ModelChange, PredictRequest
 from .names import ModelNames, UnknownModelError
 from .plan import plan_request
 from .process import Patience, StartError, WorkerProcess
 from .settings import ConfigurationError, Settings
 from .store import ModelStore
 from .tls import server_context
+from .ui_api import create_ui
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ def build_app(settings: Settings, names: ModelNames) -> FastAPI:
             WorkerProcess.start, patience=Patience(settings.worker_heartbeat_timeout_s, float(settings.worker_timeout))
         ),
         keep_running=bool(settings.preload.models()),
+        substitutions=names.substitutions(),
     )
 
     async def answer(request: PredictRequest) -> Answer:
@@ -103,7 +106,22 @@ def build_app(settings: Settings, names: ModelNames) -> FastAPI:
         await dispatcher.close()
 
     limits = BodyLimits(settings.max_body_mb, settings.header_timeout_s)
-    return create_app(answer, lambda: dispatcher.trouble, lifespan, limits)
+    app = create_app(answer, lambda: dispatcher.trouble, lifespan, limits, timed=settings.ui)
+    if settings.ui:
+        app.include_router(_ui(settings, names, dispatcher, limits))
+    return app
+
+
+def _ui(settings: Settings, names: ModelNames, dispatcher: Dispatcher, limits: BodyLimits) -> APIRouter:
+    async def change(change: ModelChange) -> Answer:
+        try:
+            if change.load:
+                names.key(Task(change.task), ModelType(change.type), change.name)
+        except UnknownModelError as error:
+            return failure(422, str(error))
+        return await dispatcher.change(change)
+
+    return create_ui(dispatcher.status, change, ModelStore(settings.cache_folder), limits)
 
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:

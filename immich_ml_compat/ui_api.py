@@ -1,22 +1,23 @@
 """The page at `/ui`: its files, the server's state as JSON, and the models to load and unload.
 
 Mounted only where the settings say so, and below the access token as everything else. No other site may use it: what
-changes something takes JSON alone, which a browser sends across sites only where the server allows it, and this never does.
+changes something takes JSON alone, which a browser sends to another site only if that allows it, as this one never does.
 """
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from starlette.requests import ClientDisconnect
 
 from .body import BodyLimits, receive_body
 from .catalog import NAMES, TYPES, ModelType, Task
 from .messages import Answer, ModelChange
-from .openapi import object_of, refusal
+from .openapi import Responses, refusal
 from .status import ServerStatus
 from .store import ModelStore
 
@@ -75,17 +76,11 @@ def create_ui(
 ) -> APIRouter:
     """Build the page around what tells of the server and what changes its models."""
     router = APIRouter(prefix="/ui")
-    contents = {path.name: path.read_bytes() for path in files(__package__).joinpath("ui").iterdir() if path.is_file()}
-
-    def content(name: str) -> Response:
-        if name not in contents:
-            return JSONResponse({"detail": "Not Found"}, 404)
-        suffix = name[name.rindex(".") :]
-        return Response(contents[name], headers=HEADERS | {"Content-Type": _MEDIA_TYPES[suffix]})
+    contents = {path.name: path.read_bytes() for path in files(__package__).joinpath("ui").iterdir()}
 
     @router.get("", include_in_schema=False)
     async def page() -> Response:
-        return content("index.html")
+        return _file("index.html", contents["index.html"])
 
     @router.get("/", include_in_schema=False)
     async def page_elsewhere() -> Response:
@@ -101,23 +96,32 @@ def create_ui(
 
     @router.post("/models", summary="Load or unload a model", openapi_extra=_CHANGE_BODY, responses=_CHANGE_ANSWERS)
     async def change_model(request: Request) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return JSONResponse({"detail": "The body must be application/json"}, 415)
-        body = b"".join([piece async for piece in receive_body(request, limits)])
-        try:
-            order = ChangeOrder.model_validate_json(body)
-        except ValidationError as error:
-            return JSONResponse({"detail": _explain(error)}, 422)
-        if order.type not in TYPES[order.task]:
-            return JSONResponse({"detail": f"A model for {order.task} has no {order.type} graph"}, 422)
+        order = await read_order(request, limits)
         answer = await change(ModelChange(order.action == "load", order.task, order.type, order.name))
         return Response(answer.body, answer.status, media_type="application/json")
 
     @router.get("/{name}", include_in_schema=False)
     async def file(name: str) -> Response:
-        return content(name)
+        if name not in contents:
+            raise HTTPException(404)
+        return _file(name, contents[name])
 
     return router
+
+
+async def read_order(request: Request, limits: BodyLimits) -> ChangeOrder:
+    """Read the body of a `POST /ui/models`. Raises what FastAPI answers with 415 or 422, and BodyError."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "The body must be application/json")
+    try:
+        order = ChangeOrder.model_validate_json(b"".join([piece async for piece in receive_body(request, limits)]))
+    except ValidationError as error:
+        raise HTTPException(422, _explain(error)) from None
+    except ClientDisconnect:
+        raise HTTPException(400, "The client went away") from None  # so nobody reads this
+    if order.type not in TYPES[order.task]:
+        raise HTTPException(422, f"A model for {order.task} has no {order.type} graph")
+    return order
 
 
 def known_models(store: ModelStore) -> dict[Task, KnownModels]:
@@ -131,6 +135,10 @@ def known_models(store: ModelStore) -> dict[Task, KnownModels]:
     return known
 
 
+def _file(name: str, content: bytes) -> Response:
+    return Response(content, headers=HEADERS | {"Content-Type": _MEDIA_TYPES[name[name.rindex(".") :]]})
+
+
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     place = "/".join(str(part)[:100] for part in first["loc"])
@@ -140,8 +148,8 @@ def _explain(error: ValidationError) -> str:
 _CHANGE_BODY = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": ChangeOrder.model_json_schema()}}}
 }
-_CHANGE_ANSWERS = {
-    200: {"description": "It is done", "content": {"application/json": {"schema": object_of({})}}},
+_CHANGE_ANSWERS: Responses = {
+    200: {"description": "It is done", "content": {"application/json": {"schema": {"type": "object"}}}},
     408: refusal("The body stopped coming"),
     409: refusal("Requests use the model"),
     413: refusal("The body is larger than the server takes"),

@@ -95,7 +95,7 @@ class Worker:
     def _beat(self) -> None:
         with suppress(LinkClosedError):
             while not self._ended.wait(HEARTBEAT_S):
-                self._line.send(Alive(self._service.models.loading_seconds()))
+                self._line.send(Alive(self._service.status(self._busy)))
 
     def _watch(self) -> None:
         released = time.monotonic()

@@ -23,16 +23,54 @@ from immich_ml_compat.link import (
     decode,
 )
 from immich_ml_compat.messages import Answer, PredictRequest
+from immich_ml_compat.status import ModelFailure, ModelStatus, WorkerEvents, WorkerStatus
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 requests = st.builds(PredictRequest, entries=texts, image=st.none() | st.binary(), text=st.none() | texts)
 numbers = st.integers(0, 2**53)
+seconds = st.floats(0, 1e9)
+model = {"task": texts, "type": texts, "name": texts}
+statuses = st.builds(
+    WorkerStatus,
+    pid=numbers,
+    device_id=numbers,
+    engine=texts,
+    precision=texts,
+    models=st.lists(
+        st.builds(
+            ModelStatus,
+            **model,
+            provider=texts,
+            bytes=numbers,
+            in_use=numbers,
+            stays=st.booleans(),
+            last_run=st.none() | seconds,
+        ),
+        max_size=2,
+    ).map(tuple),
+    failures=st.lists(st.builds(ModelFailure, **model, at=seconds, detail=texts), max_size=2).map(tuple),
+    memory_bytes=numbers,
+    vram_bytes=st.none() | numbers,
+    loading_s=seconds,
+    busy=numbers,
+)
+events = st.builds(
+    WorkerEvents,
+    batches=st.lists(st.tuples(numbers, numbers), max_size=2).map(tuple),
+    downloads=numbers,
+    failed_downloads=numbers,
+)
 messages = st.one_of(
-    st.builds(Work, id=numbers, request=requests),
-    st.builds(Done, id=numbers, answer=st.builds(Answer, status=st.integers(100, 599), body=st.binary())),
+    st.builds(Work, id=numbers, request=requests, request_id=texts),
+    st.builds(
+        Done,
+        id=numbers,
+        answer=st.builds(Answer, status=st.integers(100, 599), body=st.binary()),
+        stages=st.dictionaries(texts, st.dictionaries(texts, seconds, max_size=2), max_size=2),
+    ),
     st.builds(Stop),
     st.builds(Ready, room=numbers),
-    st.builds(Alive, loading_s=st.floats(0, 1e9)),
+    st.builds(Alive, status=statuses, events=events),
     st.builds(Idle),
     st.builds(Failed, cause=texts),
 )
