@@ -1,7 +1,7 @@
 """The page at `/ui`: its files, the server's state as JSON, and the models to load and unload.
 
 Mounted only where the settings say so, and below the access token as everything else. No other site may use it: what
-changes something takes JSON alone, which a browser sends to another site only if that allows it, as this one never does.
+changes something takes JSON alone, which a browser sends to another site only where that allows it; this one never does.
 """
 
 from collections.abc import Awaitable, Callable
@@ -32,7 +32,6 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",  # the address may hold the token
     "X-Content-Type-Options": "nosniff",

@@ -27,16 +27,19 @@ export function show(status) {
 }
 
 function createWorker() {
-  return make("div", { className: "worker" }, make("p"), make("p"), make("ul"));
+  const where = make("p", {}, make("span", { className: "where" }), make("span"));
+  return make("div", { className: "worker" }, where, make("p"), make("ul"), make("ul", { className: "bad" }));
 }
 
 function updateWorker(element, worker) {
-  const [where, state, list] = element.children;
+  const [where, state, list, failures] = element.children;
   if (worker.none) {
-    where.textContent = t("No worker is running: it starts with the next request.");
+    where.lastChild.textContent = t("No worker is running: it starts with the next request.");
     return;
   }
-  where.textContent = worker.engine;
+  const [what] = worker.engine.split(":"); // what follows says why
+  where.firstChild.textContent = /cuda|gpu/i.test(what) ? "GPU" : "CPU";
+  where.lastChild.textContent = worker.engine;
   const parts = [t("worker {0}, device {1}", worker.pid, worker.device_id), bytes(worker.memory_bytes)];
   if (worker.vram_bytes !== null) parts.push(`${t("GPU memory")} ${bytes(worker.vram_bytes)}`);
   if (worker.loading_s > 0) parts.push(t("loading for {0} s", worker.loading_s.toFixed(0)));
@@ -44,6 +47,12 @@ function updateWorker(element, worker) {
   state.textContent = parts.join(" · ");
   const keyOf = ({ task, type, name }) => `${task}/${type}/${name}`;
   keep(list, worker.models, keyOf, createModel, updateModel);
+  keep(failures, worker.failures, keyOf, () => make("li"), tellFailure);
+}
+
+function tellFailure(element, failure) {
+  const at = new Date(1000 * failure.at).toLocaleTimeString();
+  element.textContent = `${at} ${failure.name} (${kindOf(failure)}): ${failure.detail}`;
 }
 
 function createModel(model) {

@@ -30,6 +30,10 @@ document.addEventListener("visibilitychange", () => {
 
 translate();
 look();
-const known = await models();
-offerModels(known);
-takePhotos(known);
+try {
+  const known = await models();
+  offerModels(known);
+  takePhotos(known);
+} catch (error) {
+  say(byId("said"), error.message, true);
+}

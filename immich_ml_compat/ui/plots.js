@@ -11,7 +11,7 @@ class Plot {
     this.format = format;
     this.least = least;
     this.points = [];
-    this.now = make("dd");
+    this.now = make("dd", {}, "–");
     this.most = make("span");
     this.area = draw("path", { class: "area" });
     this.curve = draw("path", { class: "curve" });
@@ -52,7 +52,7 @@ const PLOTS = {
   rate: new Plot("answers/s", rate, 1),
   waiting: new Plot("waiting", whole, 4),
   hand: new Plot("in hand", whole, 4),
-  memory: new Plot("memory of the workers", bytes, 1e8),
+  memory: new Plot("memory", bytes, 1e8),
   vram: new Plot("GPU memory", bytes, 1e8),
 };
 
@@ -76,7 +76,7 @@ export function plot(status) {
 }
 
 function show(name, time, value) {
-  const plot = PLOTS[name];
-  if (!plot.element.isConnected) byId("plots").append(plot.element);
-  plot.add(time, value);
+  PLOTS[name].add(time, value);
+  const shown = Object.values(PLOTS).filter((plot) => plot.points.length || plot === PLOTS.rate);
+  if (byId("plots").childElementCount < shown.length) byId("plots").replaceChildren(...shown.map((plot) => plot.element));
 }

@@ -23,7 +23,7 @@ const CHINESE = {
   "answers/s": "每秒应答",
   "waiting": "等待中",
   "in hand": "处理中",
-  "memory of the workers": "工作进程内存",
+  "memory": "内存",
   "GPU memory": "显存",
   "most: {0}": "最高：{0}",
   "well; up for {0}": "正常；已运行 {0}",
