@@ -1,7 +1,7 @@
 """The page at `/ui`: its files, the server's state as JSON, and the models to load and unload.
 
 Mounted only where the settings say so, and below the access token as everything else. No other site may use it: what
-changes something takes JSON alone, which a browser sends to another site only where that allows it; this one never does.
+changes something takes JSON alone. A browser sends that to another site only where it is allowed, and here it never is.
 """
 
 from collections.abc import Awaitable, Callable

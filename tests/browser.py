@@ -46,7 +46,7 @@ def running_browser(profile: Path) -> Iterator[Chrome]:
 
 def command(chrome: Chrome, name: str, **parameters: Any) -> None:
     """Give Chromium a command of its DevTools protocol."""
-    chrome.execute_cdp_cmd(name, parameters)  # type: ignore[no-untyped-call]
+    chrome.execute_cdp_cmd(name, parameters)
 
 
 def dark(chrome: Chrome, on: bool) -> None:
@@ -57,12 +57,10 @@ def dark(chrome: Chrome, on: bool) -> None:
 
 def phone(chrome: Chrome) -> None:
     """Have the browser be as wide as a phone."""
-    command(
-        chrome, "Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True
-    )
+    command(chrome, "Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
 
 
 def speak(chrome: Chrome, language: str) -> None:
     """Have the browser prefer a language, from the next page on."""
-    agent = chrome.execute_script("return navigator.userAgent")  # type: ignore[no-untyped-call]
+    agent = chrome.execute_script("return navigator.userAgent")
     command(chrome, "Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage=language)

@@ -27,7 +27,7 @@ export function show(status) {
 }
 
 function createWorker() {
-  const where = make("p", {}, make("span", { className: "where" }), make("span"));
+  const where = make("p", {}, make("span", { className: "where" }), " ", make("span"));
   return make("div", { className: "worker" }, where, make("p"), make("ul"), make("ul", { className: "bad" }));
 }
 
