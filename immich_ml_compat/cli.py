@@ -8,7 +8,8 @@ from pathlib import Path
 
 from . import __version__
 from .catalog import DEFAULT_CLIP, EMBEDDED_OCR, Task
-from .settings import ConfigurationError, load_settings, set_up_logging
+from .logs import set_up_logging
+from .settings import ConfigurationError, load_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = load_settings()
-        set_up_logging(_log_level(settings.log_level, options.command))
+        set_up_logging(_log_level(settings.log_level, options.command), settings.log_format)
         # Each command loads what it needs: `--help` should not wait for an inference engine.
         if options.command == "serve":
             from .serving import serve

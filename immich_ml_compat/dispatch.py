@@ -11,14 +11,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Protocol
 
 from .errors import failure
 from .link import Alive, Change, Done, Work
 from .messages import Answer, ModelChange, PredictRequest
 from .process import StartError, WorkerDiedError, WorkerProcess
 from .status import ServerStatus, WorkerStatus
+from .trace import request_id
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,10 @@ class Job:
     id: int
     request: PredictRequest
     answer: asyncio.Future[Answer]
+    request_id: str = field(default_factory=request_id)
+    """What logs call it."""
+
+    queued_at: float = field(default_factory=time.monotonic)
     alone: bool = False
     """Whether it was in a worker that died: it is run again with nothing beside it."""
 
@@ -98,6 +105,16 @@ class Seat:
         return len(self.jobs) < self.process.room + 1 and (job.is_search or photos < self.process.room)
 
 
+class Observer(Protocol):
+    """Is told what happens."""
+
+    def waited(self, kind: str, seconds: float) -> None:
+        """A worker has taken a `photo` or a `search` that waited so long."""
+
+    def heard(self, message: Done | Alive) -> None:
+        """A worker has answered, or told of itself."""
+
+
 class Dispatcher:
     """Hands requests to workers. Lives in one event loop."""
 
@@ -124,6 +141,9 @@ class Dispatcher:
         self._started_at = time.time()
         self._starts = self._restarts = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self.observer: Observer | None = None
+        """Is told what happens, where there is one."""
+
         self.trouble: str | None = None
         """Why no worker can be started, while that is so."""
 
@@ -219,7 +239,9 @@ class Dispatcher:
         if seat is None or seat.process is None:
             return False
         seat.jobs[job.id] = job
-        seat.process.send(Work(job.id, job.request))
+        seat.process.send(Work(job.id, job.request, job.request_id))
+        if self.observer is not None and not job.alone:
+            self.observer.waited("search" if job.is_search else "photo", time.monotonic() - job.queued_at)
         return True
 
     def _queue(self, job: Job) -> deque[Job]:
@@ -233,7 +255,7 @@ class Dispatcher:
 
     def _occupy(self, seat: Seat) -> None:
         seat.starting = True
-        task = asyncio.get_running_loop().create_task(self._run(seat))
+        task = asyncio.get_running_loop().create_task(self._run(seat), context=Context())  # no request's own
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -283,7 +305,10 @@ class Dispatcher:
             message = await process.receive()
             if isinstance(message, Done) and (order := seat.orders.pop(message.id, None)):
                 self._settle(order, message.answer)
-            elif isinstance(message, Done):
+                continue
+            if self.observer is not None and isinstance(message, Done | Alive):
+                self.observer.heard(message)
+            if isinstance(message, Done):
                 seat.answered += 1
                 seat.failed_starts = 0
                 self._settle(seat.jobs.pop(message.id), replace(message.answer, stages=message.stages))

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from .errors import InvalidInputError
+from .timing import DECODE, during
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused as decompression bombs: Pillow's own limit, 2 × 1 GiB / 4 / 3 pixels."""
@@ -94,7 +95,7 @@ class Photo:
         InvalidInputError for what is cut short or broken.
         """
         if self._whole is None:
-            with _refusals():
+            with during(DECODE), _refusals():
                 self._whole = _to_rgb(_loaded(self._open()))
         return self._whole
 
@@ -107,7 +108,7 @@ class Photo:
         scale = next((scale for scale in _SCALES if min(width, height) >= scale * least_side), 1)
         if self._whole is not None or not self._reducible or scale == 1:
             return Reduced(self.whole(), self.size)
-        with _refusals():
+        with during(DECODE), _refusals():
             image = self._open()
             image.draft(None, (width // scale, height // scale))
             return Reduced(_to_rgb(_loaded(image)), (width / scale, height / scale))

@@ -19,6 +19,7 @@ from .errors import ModelInUseError, ModelOutputError, ModelUnavailableError
 from .memory import release
 from .status import ModelFailure, ModelStatus
 from .store import ModelFiles, ModelKey, ModelStore
+from .timing import LOAD, during
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Models:
             slot.users += 1
         came = self._clock()
         try:
-            with slot.lock:
+            with during(LOAD), slot.lock:
                 if slot.failure is not None and slot.failure[0] > came:
                     raise ModelUnavailableError(slot.failure[1])
                 if slot.model is None:
@@ -218,7 +219,7 @@ class Models:
         return tuple(self._failures.copy().values())
 
     def _note_failure(self, key: ModelKey, detail: str) -> None:
-        self._failures[key] = ModelFailure(key.task, key.type, key.name, time.time(), detail)
+        self._failures[key] = ModelFailure(key.task, key.type, key.name, time.time(), _plain(detail))
 
     def loading_seconds(self) -> float:
         """Return for how long the slowest load that is running has been at it; 0 where none is."""
@@ -285,3 +286,8 @@ class Models:
         except ModelUnavailableError as error:
             log.error("%s", error.detail)
             return files
+
+
+def _plain(text: str) -> str:
+    """Return a text without what only a path may hold, and no JSON."""
+    return text.encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of `/predict` and `/ping`: the form, and every answer with its status and schema."""
+"""What the OpenAPI document says: the form of `/predict`, and every answer with its status and schema."""
 
 from typing import Any
 
@@ -102,3 +102,50 @@ PING_ANSWERS: Responses = {
     },
 }
 """Every answer to a `GET /ping`."""
+
+METRICS_ANSWERS: Responses = {
+    200: {"description": "Prometheus's text format", "content": {"text/plain": {"schema": _STRING}}},
+}
+"""Every answer to a `GET /metrics`."""
+
+_COUNT, _FLAG = {"type": "integer", "minimum": 0}, {"type": "boolean"}
+_TIME = {"type": "string", "format": "date-time"}
+_NULL = {"type": "null"}
+
+
+def _maybe(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, _NULL]}
+
+
+_MODEL = {
+    "task": {"enum": ["clip", "facial-recognition", "ocr"]},
+    "type": {"enum": ["visual", "textual", "detection", "recognition"]},
+    "name": _STRING,
+    "state": {
+        "enum": ["loaded", "on disk", "bundled", "to be downloaded"],
+        "description": "What is not in memory is loaded at the first request, from the disk or from this package",
+    },
+    "preloaded": _FLAG,
+    "last_run": _maybe(_TIME),
+    "last_failure": _maybe(_object({"at": _TIME, "detail": _STRING})),
+}
+_HEALTH = _object(
+    {
+        "ready": _FLAG,
+        "trouble": _maybe(_STRING),
+        "version": _STRING,
+        "uptime_s": _NUMBER,
+        "engine": _object({"engine": _STRING, "device": _STRING, "precision": _STRING, "reason": _STRING}),
+        "substitutions": _list_of(_STRING),
+        "self_test": _maybe(_object({"at": _TIME, "passed": _FLAG, "model": _STRING})),
+        "models": _list_of(_object(_MODEL)),
+        "workers": _object({"running": _COUNT, "starts": _COUNT, "restarts": _COUNT}),
+        "queue": _object({"photos": _COUNT, "searches": _COUNT, "bytes": _COUNT, "in_hand": _COUNT}),
+    }
+)
+
+HEALTH_ANSWERS: Responses = {
+    200: _json("How the server is: requests can be answered", _HEALTH),
+    503: _json("How the server is: no inference worker can be started", _HEALTH),
+}
+"""Every answer to a `GET /health`."""

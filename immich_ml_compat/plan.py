@@ -69,6 +69,25 @@ class Plan:
     ocr: Ocr | None = None
 
     @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What is asked for, in the catalog's order."""
+        steps = {
+            Task.CLIP: self.clip_image or self.clip_text,
+            Task.FACES: self.faces,
+            Task.OCR: self.ocr,
+        }
+        return tuple(task for task, step in steps.items() if step is not None)
+
+    @property
+    def models(self) -> tuple[ModelKey, ...]:
+        """The models of all steps."""
+        keys = [step.model for step in (self.clip_image, self.clip_text) if step is not None]
+        for step in (self.faces, self.ocr):
+            if step is not None:
+                keys += [step.detector, *([step.recognizer] if step.recognizer else [])]
+        return tuple(keys)
+
+    @property
     def needs_image(self) -> bool:
         """Whether any step works on the image."""
         return self.clip_image is not None or self.faces is not None or self.ocr is not None

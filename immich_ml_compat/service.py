@@ -19,6 +19,7 @@ from .engine_choice import choose
 from .engines import make_engine
 from .errors import InvalidInputError, RequestError, failure
 from .faces import find_faces
+from .gpu import GpuMemory
 from .images import Photo
 from .loaders import loaders
 from .machine import this_machine
@@ -29,8 +30,9 @@ from .names import ModelNames, UnknownModelError
 from .ocr import read_text
 from .plan import Plan, plan_request
 from .settings import Settings
-from .status import WorkerStatus
+from .status import WorkerEvents, WorkerStatus
 from .store import ModelKey, ModelStore
+from .timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Service:
         self._most_pixels = settings.max_image_pixels
         self._orientation = settings.ocr_orientation
         self._device_id = device_id
+        self._gpu = GpuMemory(device_id)
         self._choice = choose(settings, this_machine())
         engine = make_engine(self._choice, settings, device_id)
         self._scheduler = engine.scheduler
@@ -57,8 +60,8 @@ class Service:
 
         budget = settings.memory_budget_mb
         retention = Retention(settings.model_ttl, settings.text_model_ttl, budget * _MEGABYTE if budget else None)
-        downloader = Downloader(store, settings.model_source, checkpoints=settings.clip_download_root)
-        self.models = Models(store, downloader, engine, loaders(settings.max_batch_size), retention)
+        self._downloader = Downloader(store, settings.model_source, checkpoints=settings.clip_download_root)
+        self.models = Models(store, self._downloader, engine, loaders(settings.max_batch_size), retention)
 
     def answer(self, request: PredictRequest) -> Answer:
         """Answer a request; whatever is wrong with it or with a model becomes an answer too."""
@@ -68,7 +71,8 @@ class Service:
                 return self._answer_photo(plan, request.image)
             assert plan.clip_text is not None
             assert request.text is not None
-            return success({Task.CLIP: embed_text(plan.clip_text, request.text, self.models)}, None)
+            with timed(Task.CLIP):
+                return success({Task.CLIP: embed_text(plan.clip_text, request.text, self.models)}, None)
         except RequestError as error:
             log.log(logging.ERROR if error.status >= 500 else logging.INFO, "%d: %s", error.status, error.detail)
             return failure(error.status, error.detail)
@@ -86,10 +90,15 @@ class Service:
             models=self.models.statuses(),
             failures=self.models.failures(),
             memory_bytes=resident_bytes(),
-            vram_bytes=None,
+            vram_bytes=self._gpu.used_bytes() if self._choice.device == "cuda" else None,
             loading_s=self.models.loading_seconds(),
             busy=busy,
         )
+
+    def events(self) -> WorkerEvents:
+        """Say what happened since this was asked last."""
+        done, failed = self._downloader.take_counts()
+        return WorkerEvents(self._scheduler.take_batches(), done, failed)
 
     def preload(self, models: Iterable[PreloadedModel]) -> list[PreloadedModel]:
         """Load and warm models, and let them stay. One that cannot be loaded is logged; return those."""
@@ -133,10 +142,13 @@ class Service:
     def _run(self, plan: Plan, photo: Photo) -> dict[str, Any]:
         results: dict[str, Any] = {}
         if plan.faces is not None:
-            results[Task.FACES] = find_faces(plan.faces, photo.whole(), self.models)
+            with timed(Task.FACES):
+                results[Task.FACES] = find_faces(plan.faces, photo.whole(), self.models)
         if plan.ocr is not None:
-            results[Task.OCR] = read_text(plan.ocr, photo.whole(), self.models, orientation=self._orientation)
+            with timed(Task.OCR):
+                results[Task.OCR] = read_text(plan.ocr, photo.whole(), self.models, orientation=self._orientation)
         # Last: alone it does with less than the whole photo.
         if plan.clip_image is not None:
-            results[Task.CLIP] = embed_image(plan.clip_image, photo, self.models)
+            with timed(Task.CLIP):
+                results[Task.CLIP] = embed_image(plan.clip_image, photo, self.models)
         return results

@@ -26,12 +26,16 @@ from .errors import RequestError, failure
 from .http_api import create_app
 from .machine import this_machine
 from .messages import Answer, ModelChange, PredictRequest
+from .monitoring import Monitor
 from .names import ModelNames, UnknownModelError
 from .plan import plan_request
 from .process import Patience, StartError, WorkerProcess
+from .readiness import Readiness
 from .settings import ConfigurationError, Settings
 from .store import ModelStore
 from .tls import server_context
+from .trace import TRACE
+from .tracing import Traced
 from .ui_api import create_ui
 
 log = logging.getLogger(__name__)
@@ -79,8 +83,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def build_app(settings: Settings, names: ModelNames) -> FastAPI:
-    """Put the HTTP face before a queue with its workers."""
+def build_app(settings: Settings, names: ModelNames) -> ASGIApp:
+    """Put the HTTP face before a queue with its workers, and a monitor beside them."""
     dispatcher = Dispatcher(
         [device_id for _ in range(settings.workers) for device_id in settings.device_ids],
         partial(
@@ -89,14 +93,20 @@ def build_app(settings: Settings, names: ModelNames) -> FastAPI:
         keep_running=bool(settings.preload.models()),
         substitutions=names.substitutions(),
     )
+    preloaded = [names.key(*model) for model in settings.preload.models()]
+    readiness = Readiness(ModelStore(settings.cache_folder), choose(settings, this_machine()), preloaded)
+    dispatcher.observer = monitor = Monitor(dispatcher.status, readiness)
 
     async def answer(request: PredictRequest) -> Answer:
         # What is wrong with a request is said here: no worker has to be started for it.
         try:
-            plan_request(request, names)
+            plan = plan_request(request, names)
         except RequestError as error:
             log.info("%d: %s", error.status, error.detail)
             return failure(error.status, error.detail)
+        if trace := TRACE.get():
+            trace.task = "+".join(plan.tasks)
+        readiness.asked(plan.models)
         return await dispatcher.answer(request)
 
     @asynccontextmanager
@@ -107,9 +117,10 @@ def build_app(settings: Settings, names: ModelNames) -> FastAPI:
 
     limits = BodyLimits(settings.max_body_mb, settings.header_timeout_s)
     app = create_app(answer, lambda: dispatcher.trouble, lifespan, limits, timed=settings.ui)
+    monitor.add_to(app)
     if settings.ui:
         app.include_router(_ui(settings, names, dispatcher, limits))
-    return app
+    return Traced(app, monitor.metrics.finished)
 
 
 def _ui(settings: Settings, names: ModelNames, dispatcher: Dispatcher, limits: BodyLimits) -> APIRouter:

@@ -8,7 +8,6 @@ the few that Immich shares between its services. Names nobody knows stop nothing
 import logging
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,6 +85,7 @@ def _token(token: SecretStr) -> SecretStr:
 
 Folder = Annotated[Path, AfterValidator(_folder)]
 File = Annotated[Path, AfterValidator(_absolute)]
+LogFormat = Literal["text", "json"]
 DeviceId = Annotated[int, Field(ge=0)]
 BatchSize = Annotated[int, Field(ge=1)]
 
@@ -240,6 +240,9 @@ class Settings(BaseSettings):
     ui: bool = False
     """Whether there is a page at `/ui`."""
 
+    log_format: LogFormat = "text"
+    """The form of log lines."""
+
     host: str = Field(default="[::]", validation_alias="IMMICH_HOST")
     port: int = Field(default=3003, ge=0, le=65535, validation_alias="IMMICH_PORT")
     log_level: Annotated[int, BeforeValidator(_log_level)] = Field(
@@ -263,11 +266,6 @@ class Settings(BaseSettings):
             if reading.meaning is not None
         }
         return init_settings, env_settings, parents
-
-
-def set_up_logging(level: int) -> None:
-    """Log to standard error, every process in the same form."""
-    logging.basicConfig(format="%(asctime)s %(levelname)-8s %(message)s", level=level, stream=sys.stderr)
 
 
 def load_settings() -> Settings:

@@ -95,9 +95,6 @@ class ServerStatus:
     workers: tuple[WorkerStatus, ...]
     """Of each worker that runs, what it told last."""
 
-    answered: int
-    """Answers that workers gave so far, errors included."""
-
     starts: int
     """Workers started so far."""
 
@@ -111,3 +108,6 @@ class ServerStatus:
     """Why no worker can be started, while that is so."""
 
     started_at: float
+
+    answered: int = 0
+    """Answers that workers gave so far, errors included."""

@@ -20,9 +20,12 @@ import cv2
 
 from .errors import failure
 from .link import Alive, Change, Done, Failed, Idle, LinkClosedError, Ready, Stop, Work, WorkerEnd
+from .logs import set_up_logging
 from .memory import release
 from .service import Service
-from .settings import ConfigurationError, Settings, load_settings, set_up_logging
+from .settings import ConfigurationError, Settings, load_settings
+from .timing import Stages, recording
+from .trace import TRACE, Trace
 
 HEARTBEAT_S = 1.0
 
@@ -72,13 +75,16 @@ class Worker:
             del message  # a photo need not be held until the next one comes
 
     def _do(self, work: Work) -> None:
+        TRACE.set(Trace(work.request_id))  # until this thread's next request
+        stages: Stages = {}
         try:
-            answer = self._service.answer(work.request)
+            with recording() as stages:
+                answer = self._service.answer(work.request)
         except BaseException:  # libraries in Rust panic with one that is no Exception
             log.exception("A request failed in a way that nobody thought of")
             answer = failure(500, "Internal error; the server's log says where")
         with suppress(LinkClosedError):
-            self._line.send(Done(work.id, answer))
+            self._line.send(Done(work.id, answer, stages))
         with self._lock:
             self._busy -= 1
             self._last_busy = time.monotonic()
@@ -95,7 +101,7 @@ class Worker:
     def _beat(self) -> None:
         with suppress(LinkClosedError):
             while not self._ended.wait(HEARTBEAT_S):
-                self._line.send(Alive(self._service.status(self._busy)))
+                self._line.send(Alive(self._service.status(self._busy), self._service.events()))
 
     def _watch(self) -> None:
         released = time.monotonic()
@@ -132,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line = WorkerEnd(socket.socket(fileno=options.line))
     try:
         settings = load_settings()
-        set_up_logging(settings.log_level)
+        set_up_logging(settings.log_level, settings.log_format)
         service = Service(settings, options.device_id)
     except (ConfigurationError, OSError) as error:
         with suppress(LinkClosedError):

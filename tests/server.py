@@ -92,7 +92,7 @@ def exchange(port: int, request: bytes, *pieces: bytes, pause: float = 0.1) -> b
 def _wait(process: subprocess.Popen[bytes], log: Path, root: str, verify: ssl.SSLContext | bool) -> str:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if address := re.search(r"Serving on (https?://\S+)", log.read_text()):
+        if address := re.search(r'Serving on (https?://[^\s"]+)', log.read_text()):
             try:
                 if httpx.get(f"{address[1]}{root}/ping", verify=verify).text == "pong":
                     return address[1]

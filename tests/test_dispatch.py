@@ -177,6 +177,7 @@ class SlowWorker(FakeWorker):
         self._done: asyncio.Queue[Work] = asyncio.Queue()
 
     def send(self, work: Work | Change) -> None:
+        assert isinstance(work, Work)
         self.taken.append(work)
         self.has.append(work)
 

@@ -123,7 +123,11 @@ def test_photos_share_the_cores(photos: int, threads: int) -> None:
 
 
 def test_lines_of_one_photo_run_side_by_side_and_come_in_order() -> None:
-    bench, scheduler = Bench(), Scheduler(4, [1, 4])
+    def slowly(x: Array) -> Array:
+        time.sleep(0.01)  # while the next lines are handed in
+        return 2 * x
+
+    bench, scheduler = Bench(slowly), Scheduler(4, [1, 4])
     session = opened(bench, scheduler)
     with scheduler.photo(), ThreadPoolExecutor(1) as pool:
         lines = [{"x": np.full((1, 2), i, np.float32)} for i in range(20)]

@@ -187,8 +187,12 @@ def test_what_a_photo_holds_is_drawn_over_it(chrome: Chrome, root: str, photo: P
     boxes = [face["boundingBox"] for face in answer["facial-recognition"]]
     assert len(boxes) > 3
     np.testing.assert_allclose(faces, [[box["x1"], box["y1"]] for box in boxes], atol=0.01)
-    assert re.fullmatch(r"\d+ ms", text_of(chrome, "#picture .time"))
-    assert text_of(chrome, "#timings").splitlines()[-2:] == ["round trip", text_of(chrome, "#picture .time")]
+    times = text_of(chrome, "#picture .time")
+    assert re.fullmatch(r"Faces [\d.]+ ms · OCR [\d.]+ ms · CLIP [\d.]+ ms · [\d.]+ ms", times)
+    rows = text_of(chrome, "#timings").splitlines()
+    assert rows[-2:] == ["round trip", times.split(" · ")[-1]]
+    assert [" ".join(rows[at : at + 2]) for at in (0, 3, 6)] == times.split(" · ")[:3], "each task, then its stages"
+    assert all("inference" in rows[at] for at in (2, 5, 8))
     assert photo.name in text_of(chrome, "#caption")
 
     embedding = np.array(json.loads(answer["clip"]))
@@ -270,7 +274,13 @@ def test_without_the_setting_there_is_nothing(server: Server) -> None:
         answer = httpx.get(f"{server.url}{path}")
         assert (answer.status_code, answer.content) == (unknown.status_code, unknown.content) == (404, unknown.content)
         assert httpx.post(f"{server.url}{path}", json={}).status_code == 404
-    assert sorted(httpx.get(f"{server.url}/openapi.json").json()["paths"]) == ["/", "/ping", "/predict"]
+    assert sorted(httpx.get(f"{server.url}/openapi.json").json()["paths"]) == [
+        "/",
+        "/health",
+        "/metrics",
+        "/ping",
+        "/predict",
+    ]
     assert "server-timing" not in server.predict({"clip": {"textual": {"modelName": CLIP}}}, text="x").headers
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -78,6 +79,8 @@ class Downloader:
         self._lease_s = lease_s
         self._pause_s = pause_s
         self._failed: dict[tuple[Task, str], tuple[float, str]] = {}
+        self._counting = threading.Lock()
+        self._counts = (0, 0)
 
     def fetch(self, key: ModelKey) -> ModelFiles:
         """Download the model of a graph and return the graph's files. Raises ModelUnavailableError."""
@@ -124,6 +127,16 @@ class Downloader:
         found: list[RemoteFile] = []
         self._from_a_source(task, name, lambda hub, source: found.extend(self._list(hub, source)))
         return found
+
+    def take_counts(self) -> tuple[int, int]:
+        """Return the downloads that were done and those that failed since this was asked last."""
+        with self._counting:
+            taken, self._counts = self._counts, (0, 0)
+        return taken
+
+    def _count(self, done: int, failed: int) -> None:
+        with self._counting:
+            self._counts = self._counts[0] + done, self._counts[1] + failed
 
     @contextlib.contextmanager
     def alone(self, task: Task, name: str) -> Iterator[None]:
@@ -202,6 +215,7 @@ class Downloader:
             for file in files:
                 staging.obtain(hub, file, progress, self._patience)
         staging.keep_only([file.path for file in files])
+        self._count(1, 0)
 
     def _checkpoint(self, hub: Hub, source: Source, name: str) -> Obtain:
         def obtain(staging: Staging) -> Checkpoint:
@@ -272,6 +286,7 @@ class Downloader:
                     f"{_alias_hint(task, name)}"
                 ) from error
         except ModelUnavailableError as error:
+            self._count(0, 1)
             self._failed[task, name] = (time.monotonic() + self._pause_s, error.detail)
             raise
 

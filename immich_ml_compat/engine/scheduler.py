@@ -9,15 +9,18 @@ queued while the last one ran go together as one batch.
 
 import logging
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..timing import INFERENCE, POSTPROCESS, PREPROCESS, QUEUE, during, stopwatch
 from . import Array, Engine, EngineError, Session
 
 log = logging.getLogger(__name__)
@@ -28,13 +31,18 @@ EngineOf = Callable[[int], Engine]
 Inputs = Mapping[str, Array]
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False)
 class _Run:
     """One run that was asked for."""
 
     session: "ScheduledSession"
     inputs: Inputs
     result: "Future[list[Array]]"
+    started: float | None = None
+    """When it began, by `time.perf_counter`."""
+
+    context: Context = field(default_factory=copy_context)
+    """That of the request it is for: what is logged within it bears the request's id."""
 
     def fits(self, other: "_Run") -> bool:
         """Tell whether both can go in one batch: the same graph, and the same shapes but for the batch axis."""
@@ -52,6 +60,7 @@ class Scheduler:
         self.max_batch = max_batch
         self.cores = self._free = max(cores, self.widths[0])
         self._photos = 0
+        self._batches: Counter[int] = Counter()
         self._waiting: deque[_Run] = deque()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(self.cores, thread_name_prefix="graph")
@@ -78,6 +87,17 @@ class Scheduler:
         finally:
             with self._lock:
                 self._photos -= 1
+
+    def take_batches(self) -> tuple[tuple[int, int], ...]:
+        """Return how many items each run of a graph had, and how many runs had so many, since this was asked last."""
+        with self._lock:
+            taken, self._batches = self._batches, Counter()
+        return tuple(taken.items())
+
+    def note_run(self, items: int) -> None:
+        """Count a run of so many items."""
+        with self._lock:
+            self._batches[items] += 1
 
     def submit(self, run: _Run) -> None:
         """Have a run done in its turn."""
@@ -130,7 +150,7 @@ def _execute(batch: list[_Run], threads: int) -> None:
     if not batch:
         return
     try:
-        results = batch[0].session.run_now([run.inputs for run in batch], threads)
+        results = _run_now(batch, threads)
     except BaseException as error:  # noqa: BLE001  (whatever it is, somebody waits for it)
         if len(batch) == 1:
             batch[0].result.set_exception(error)
@@ -144,9 +164,29 @@ def _execute(batch: list[_Run], threads: int) -> None:
 
 def _execute_alone(run: _Run, threads: int) -> None:
     try:
-        run.result.set_result(run.session.run_now([run.inputs], threads)[0])
+        run.result.set_result(_run_now([run], threads)[0])
     except BaseException as error:  # noqa: BLE001  (as above)
         run.result.set_exception(error)
+
+
+def _run_now(batch: list[_Run], threads: int) -> list[list[Array]]:
+    now = time.perf_counter()
+    for run in batch:
+        run.started = now
+    first = batch[0]
+    return first.context.run(first.session.run_now, [run.inputs for run in batch], threads)
+
+
+def _outputs(run: _Run) -> list[Array]:
+    """Wait for a run: until it begins in its task's stage `queue`, then in `inference`."""
+    watch = stopwatch()
+    watch.switch(QUEUE)
+    try:
+        return run.result.result()
+    finally:
+        if run.started is not None:
+            watch.switch(INFERENCE, run.started)
+        watch.switch(POSTPROCESS)
 
 
 @dataclass(frozen=True)
@@ -187,27 +227,33 @@ class ScheduledSession:
 
     def run(self, inputs: Inputs) -> list[Array]:
         """Run the graph once, in its turn, and return its outputs in order. Raises EngineError."""
-        return self._submit(inputs).result()
+        return _outputs(self._submit(inputs))
 
     def run_many(self, items: Iterable[Inputs]) -> Iterator[list[Array]]:
         """Run the graph on each item, several at a time, and yield the outputs in the items' order.
 
         Raises EngineError.
         """
-        pending: deque[Future[list[Array]]] = deque()
+        pending: deque[_Run] = deque()
+        coming = iter(items)
         try:
-            for inputs in items:
+            while True:
+                with during(PREPROCESS):
+                    inputs = next(coming, None)
+                if inputs is None:
+                    break
                 pending.append(self._submit(inputs))
                 if len(pending) >= self._scheduler.window:
-                    yield pending.popleft().result()
+                    yield _outputs(pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield _outputs(pending.popleft())
         finally:
-            for result in pending:
-                result.cancel()
+            for run in pending:
+                run.result.cancel()
 
     def run_now(self, items: Sequence[Inputs], threads: int) -> list[list[Array]]:
         """Run items of one shape as one batch, on so many threads, and return the outputs of each."""
+        self._scheduler.note_run(len(items))
         session = self._on(threads)
         if len(items) == 1:
             return [session.run(items[0])]
@@ -216,13 +262,13 @@ class ScheduledSession:
         parts = [np.split(output, stops[:-1]) for output in session.run(joined)]
         return [list(outputs) for outputs in zip(*parts, strict=True)]
 
-    def _submit(self, inputs: Inputs) -> "Future[list[Array]]":
+    def _submit(self, inputs: Inputs) -> _Run:
         run = _Run(self, inputs, Future())
         if self._engine.urgent:
             self._scheduler.search(run)
         else:
             self._scheduler.submit(run)
-        return run.result
+        return run
 
     def _on(self, threads: int) -> Session:
         with self._loading:

@@ -78,7 +78,8 @@ function showAnswer(file, { body, took, stages }, entries) {
   const lines = linesOf(body);
   const faces = body["facial-recognition"] ?? [];
   say(byId("outcome"), t("{0} lines of text, {1} faces", lines.length, faces.length));
-  showPicture(file, body, took, [
+  const times = [...Object.entries(stages).map(([task, parts]) => `${t(TASKS[task] ?? task)} ${milliseconds(total(parts))}`), milliseconds(took)];
+  showPicture(file, body, times.join(" · "), [
     ...lines.map((line, index) => lineMark(line, index, body)),
     ...faces.map((face) => faceMark(face, body)),
   ]);
@@ -105,7 +106,7 @@ function linesOf({ ocr, imageWidth, imageHeight }) {
   });
 }
 
-function showPicture(file, { imageWidth, imageHeight }, took, marks) {
+function showPicture(file, { imageWidth, imageHeight }, times, marks) {
   const picture = byId("picture");
   const address = URL.createObjectURL(file);
   const photo = make("img", { alt: file.name });
@@ -117,7 +118,7 @@ function showPicture(file, { imageWidth, imageHeight }, took, marks) {
   });
   photo.src = address;
   picture.style.aspectRatio = `${imageWidth} / ${imageHeight}`;
-  const time = make("span", { className: "time" }, `${took.toFixed(0)} ms`);
+  const time = make("span", { className: "time" }, times);
   picture.replaceChildren(photo, draw("svg", { viewBox: `0 0 ${imageWidth} ${imageHeight}` }, ...marks), time);
 }
 
@@ -158,9 +159,19 @@ function bar(name, value, most, shown) {
   return make("div", { className: "bar" }, make("span", {}, name), make("span", { className: "score" }, shown), meter);
 }
 
-function showTimings(stages, took) {
-  const all = [...stages, [t("round trip"), took]];
-  byId("timings").replaceChildren(...all.map(([name, ms]) => bar(name, ms, took, `${ms.toFixed(ms < 10 ? 1 : 0)} ms`)));
+const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
+
+const total = (stages) => Object.values(stages).reduce((sum, value) => sum + value, 0);
+
+/** Show what the server says of each task's time, and how long the page waited. */
+function showTimings(tasks, took) {
+  const rows = Object.entries(tasks).map(([task, stages]) => {
+    const row = bar(t(TASKS[task] ?? task), total(stages), took, milliseconds(total(stages)));
+    const parts = Object.entries(stages).map(([stage, value]) => `${t(stage)} ${milliseconds(value)}`);
+    row.append(make("span", { className: "stages" }, parts.join(" · ")));
+    return row;
+  });
+  byId("timings").replaceChildren(...rows, bar(t("round trip"), took, took, milliseconds(took)));
 }
 
 /** Return the cosine of the angle between two vectors. */

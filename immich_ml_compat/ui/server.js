@@ -43,8 +43,10 @@ export async function predict(entries, { image, text }, signal) {
   return { body, took: performance.now() - start, stages: stages(timing) };
 }
 
-/** Read a `Server-Timing` header: [[name, milliseconds], …]. */
-export function stages(header) {
-  const parts = (header ?? "").split(",").map((part) => /^\s*([^;\s]+)\s*;\s*dur=([\d.]+)/.exec(part));
-  return parts.filter(Boolean).map(([, name, value]) => [name.replaceAll("_", " "), Number(value)]);
+/** Read a `Server-Timing` header: {task: {stage: milliseconds}}. */
+function stages(header) {
+  const tasks = {};
+  for (const [, task, stage, value] of (header ?? "").matchAll(/([\w-]+)\.([\w-]+);dur=([\d.]+)/g))
+    (tasks[task] ??= {})[stage] = Number(value);
+  return tasks;
 }
