@@ -69,8 +69,8 @@ def chrome(browser: Chrome, root: str) -> Iterator[Chrome]:
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Faces below lines of text, one of which is markup, in a file whose name is some as well."""
-    faces = Image.open(packaged("insightface", "data/images/t1.jpg")).convert("RGB")
-    text = page((faces.width, 220), [((60, 30), "Birthday 2026"), ((60, 120), MARKUP)], text_size=48)
+    faces = Image.open(packaged("insightface", "data/images/t1.jpg")).convert("RGB").reduce(2)
+    text = page((faces.width, 130), [((30, 15), "Birthday 2026"), ((30, 70), MARKUP)], text_size=28)
     both = Image.new("RGB", (faces.width, faces.height + text.height))
     both.paste(text)
     both.paste(faces, (0, text.height))
@@ -188,10 +188,9 @@ def test_what_a_photo_holds_is_drawn_over_it(chrome: Chrome, root: str, photo: P
     assert len(boxes) > 3
     np.testing.assert_allclose(faces, [[box["x1"], box["y1"]] for box in boxes], atol=0.01)
     times = text_of(chrome, "#picture .time")
-    assert re.fullmatch(r"Faces [\d.]+ ms · OCR [\d.]+ ms · CLIP [\d.]+ ms · [\d.]+ ms", times)
+    assert re.fullmatch(r"Faces [\d.]+ ms · OCR [\d.]+ ms · CLIP [\d.]+ ms · round trip [\d.]+ ms", times)
     rows = text_of(chrome, "#timings").splitlines()
-    assert rows[-2:] == ["round trip", times.split(" · ")[-1]]
-    assert [" ".join(rows[at : at + 2]) for at in (0, 3, 6)] == times.split(" · ")[:3], "each task, then its stages"
+    assert [" ".join(rows[at : at + 2]) for at in (0, 3, 6, 9)] == times.split(" · "), "each task, then its stages"
     assert all("inference" in rows[at] for at in (2, 5, 8))
     assert photo.name in text_of(chrome, "#caption")
 
@@ -221,7 +220,7 @@ def test_a_photo_is_dropped(chrome: Chrome, photo: Path) -> None:
     page_of_text = base64.b64encode(encoded(page((400, 100), [((40, 30), "dropped")]))).decode()
     assert chrome.execute_script(drop, page_of_text)
     wait(chrome, lambda: "dropped" in text_of(chrome, "#lines"))
-    assert text_of(chrome, "#outcome") == "1 lines of text, 0 faces"
+    assert text_of(chrome, "#outcome") == "lines of text: 1"
     assert not find(chrome, "#compare")[0].is_displayed(), "no vector was asked for"
     no_image = base64.b64encode(b"GIF89a").decode()
     chrome.execute_script(drop, no_image)
@@ -274,13 +273,7 @@ def test_without_the_setting_there_is_nothing(server: Server) -> None:
         answer = httpx.get(f"{server.url}{path}")
         assert (answer.status_code, answer.content) == (unknown.status_code, unknown.content) == (404, unknown.content)
         assert httpx.post(f"{server.url}{path}", json={}).status_code == 404
-    assert sorted(httpx.get(f"{server.url}/openapi.json").json()["paths"]) == [
-        "/",
-        "/health",
-        "/metrics",
-        "/ping",
-        "/predict",
-    ]
+    assert not any(path.startswith("/ui") for path in httpx.get(f"{server.url}/openapi.json").json()["paths"])
     assert "server-timing" not in server.predict({"clip": {"textual": {"modelName": CLIP}}}, text="x").headers
 
 

@@ -42,7 +42,7 @@ function updateWorker(element, worker) {
   where.lastChild.textContent = worker.engine;
   const parts = [t("worker {0}, device {1}", worker.pid, worker.device_id), bytes(worker.memory_bytes)];
   if (worker.vram_bytes !== null) parts.push(`${t("GPU memory")} ${bytes(worker.vram_bytes)}`);
-  if (worker.loading_s > 0) parts.push(t("loading for {0} s", worker.loading_s.toFixed(0)));
+  if (worker.loading_s >= 1) parts.push(t("loading for {0} s", worker.loading_s.toFixed(0)));
   if (!worker.models.length) parts.push(t("no model yet"));
   state.textContent = parts.join(" · ");
   const keyOf = ({ task, type, name }) => `${task}/${type}/${name}`;

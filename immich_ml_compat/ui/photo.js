@@ -77,8 +77,12 @@ async function examine(file) {
 function showAnswer(file, { body, took, stages }, entries) {
   const lines = linesOf(body);
   const faces = body["facial-recognition"] ?? [];
-  say(byId("outcome"), t("{0} lines of text, {1} faces", lines.length, faces.length));
-  const times = [...Object.entries(stages).map(([task, parts]) => `${t(TASKS[task] ?? task)} ${milliseconds(total(parts))}`), milliseconds(took)];
+  const found = [];
+  if (body.ocr) found.push(t("lines of text: {0}", lines.length));
+  if (body["facial-recognition"]) found.push(t("faces: {0}", faces.length));
+  say(byId("outcome"), found.join(" · "));
+  const times = Object.entries(stages).map(([task, parts]) => `${t(TASKS[task] ?? task)} ${milliseconds(total(parts))}`);
+  times.push(`${t("round trip")} ${milliseconds(took)}`);
   showPicture(file, body, times.join(" · "), [
     ...lines.map((line, index) => lineMark(line, index, body)),
     ...faces.map((face) => faceMark(face, body)),
