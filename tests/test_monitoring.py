@@ -320,7 +320,7 @@ def test_lines_of_no_request_have_no_id(watched: Watched) -> None:
 
 @pytest.mark.parametrize("given_id", ["", "a" * 65, "two words", "{}", 'quo"te', "semi;colon", "naïve"])
 def test_an_id_that_could_forge_lines_is_replaced(watched: Watched, given_id: str) -> None:
-    headers = {"X-Request-ID": given_id.encode()}
+    headers = [(b"X-Request-ID", given_id.encode())]
     answers = [httpx.get(f"{watched.server.url}/ping", headers=headers).headers["x-request-id"] for _ in range(2)]
     assert all(re.fullmatch("[0-9a-f]{16}", answer) for answer in answers)
     assert answers[0] != answers[1]

@@ -10,6 +10,7 @@ from .clip_models import write_clip_model
 from .downloading import GRAPH, NAME, tree
 from .hub import TestHub
 from .server import running_server
+from .test_workers import eventually
 
 ENTRIES = {"clip": {"textual": {"modelName": NAME, "options": {}}}}
 
@@ -36,6 +37,7 @@ def test_a_request_is_answered_once_its_model_has_come(hub: TestHub, tmp_path: P
             request.join(60)
         assert [answer.status_code for answer in answers] == [200, 200, 200]
         assert len({answer.text for answer in answers}) == 1
+        eventually(lambda: 'immich_ml_downloads_total{result="done"} 1.0' in httpx.get(f"{server.url}/metrics").text)
     assert tree(cache / "clip" / NAME) == files
     assert len(hub.downloads()) == len(files)
 

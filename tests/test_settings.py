@@ -77,6 +77,7 @@ VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
     ("ui", f"{P}UI", False, ("true", True), "perhaps"),
     ("host", "IMMICH_HOST", "[::]", ("127.0.0.1", "127.0.0.1"), None),
     ("port", "IMMICH_PORT", 3003, ("8080", 8080), "65536"),
+    ("log_format", f"{P}LOG_FORMAT", "text", ("json", "json"), "xml"),
     ("log_level", "IMMICH_LOG_LEVEL", logging.INFO, ("debug", logging.DEBUG), "loud"),
 ]
 IDS = [row[0] for row in VARIABLES]
