@@ -17,6 +17,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from immich_ml_compat import timing, ui_api
 from immich_ml_compat.catalog import IMMICH_NAMES
 from immich_ml_compat.http_api import server_timing
 from immich_ml_compat.messages import Answer
@@ -262,6 +263,18 @@ def test_it_speaks_chinese_and_fits_a_phone_in_the_dark(chrome: Chrome, root: st
     finally:
         dark(chrome, False)
         command(chrome, "Emulation.clearDeviceMetricsOverride")
+
+
+def test_every_word_of_the_page_has_its_chinese() -> None:
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (Path(ui_api.__file__).parent / "ui").iterdir()}
+    chinese = set(re.findall(r'^  "(.+?)": ".+",$', sources["words.js"], re.MULTILINE))
+    scripts = "".join(source for name, source in sources.items() if name.endswith(".js") and name != "words.js")
+    words = set(re.findall(r'\bt\("(.+?)"[,)]', scripts)) | set(re.findall(r'new Plot\("(.+?)"', scripts))
+    words |= set(re.findall(r"data-t>(.+?)<", sources["index.html"]))
+    words |= {stage for name, stage in vars(timing).items() if name.isupper() and isinstance(stage, str)}
+    assert len(words) > 40
+    assert words <= chinese
+    assert "innerHTML" not in scripts
 
 
 # ---------------------------------------------------------------- what is behind it
