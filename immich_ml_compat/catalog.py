@@ -24,6 +24,13 @@ class ModelType(StrEnum):
     RECOGNITION = "recognition"
 
 
+TYPES = {
+    Task.CLIP: (ModelType.VISUAL, ModelType.TEXTUAL),
+    Task.FACES: (ModelType.DETECTION, ModelType.RECOGNITION),
+    Task.OCR: (ModelType.DETECTION, ModelType.RECOGNITION),
+}
+"""The graphs that a model of each task has."""
+
 _CLIP_NAMES_BY_DIMENSION = {
     512: """
         RN101__openai RN101__yfcc15m

@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Protocol
 
 from .errors import failure
-from .link import Alive, Done, Work
-from .messages import Answer, PredictRequest
+from .link import Alive, Change, Done, Work
+from .messages import Answer, ModelChange, PredictRequest
 from .process import StartError, WorkerDiedError, WorkerProcess
 from .status import ServerStatus, WorkerStatus
 from .trace import request_id
@@ -58,6 +58,14 @@ class Job:
 
 
 @dataclass(eq=False)
+class Order:
+    """A change of models on its way to one worker."""
+
+    message: Change
+    answer: asyncio.Future[Answer]
+
+
+@dataclass(eq=False)
 class Seat:
     """The place of one worker: the device it is for, the process there now, and what it is working on."""
 
@@ -73,6 +81,8 @@ class Seat:
     """What the worker told of itself last."""
 
     jobs: dict[int, Job] = field(default_factory=dict)
+    orders: dict[int, Order] = field(default_factory=dict)
+    """Beside the jobs: they take no room, and nothing runs them again."""
 
     @property
     def empty(self) -> bool:
@@ -164,6 +174,7 @@ class Dispatcher:
             queue_bytes=sum(job.bytes for job in waiting),
             in_hand=sum(len(seat.jobs) for seat in self._seats),
             workers=tuple(seat.status for seat in self._seats if seat.process and seat.status),
+            answered=sum(seat.answered for seat in self._seats),
             starts=self._starts,
             restarts=self._restarts,
             substitutions=self._substitutions,
@@ -171,12 +182,40 @@ class Dispatcher:
             started_at=self._started_at,
         )
 
+    async def change(self, change: ModelChange) -> Answer:
+        """Change the models of every worker, and give the answer of the one that fared worst.
+
+        A load starts a worker where none runs; without one nothing is to be unloaded.
+        """
+        if self.trouble is not None:
+            return failure(503, f"No inference worker can be started: {self.trouble}")
+        seats = [seat for seat in self._seats if seat.process or seat.starting]
+        if not seats and change.load:
+            seats = [seat for seat in self._seats if seat.empty][:1]
+        orders = [self._order(seat, change) for seat in seats]
+        answers = await asyncio.gather(*(order.answer for order in orders))
+        return max(answers, key=lambda answer: answer.status, default=Answer(200, b"{}"))
+
+    def _order(self, seat: Seat, change: ModelChange) -> Order:
+        order = Order(Change(next(self._ids), change), asyncio.get_running_loop().create_future())
+        seat.orders[order.message.id] = order
+        if seat.process is not None:
+            seat.process.send(order.message)
+        elif seat.empty:
+            self._occupy(seat)
+        return order
+
+    def _give_up_orders(self, seat: Seat, answer: Answer) -> None:
+        for order in seat.orders.values():
+            self._settle(order, answer)
+        seat.orders.clear()
+
     async def close(self) -> None:
         """Let the workers finish what they have and end them."""
         self._stopping = True
         # Nobody waits any more for what is still being worked on.
-        processes = [(seat.process, seat.jobs) for seat in self._seats if seat.process]
-        await asyncio.gather(*(process.kill() if jobs else process.stop() for process, jobs in processes))
+        processes = [(seat.process, seat.jobs or seat.orders) for seat in self._seats if seat.process]
+        await asyncio.gather(*(process.kill() if work else process.stop() for process, work in processes))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -233,11 +272,13 @@ class Dispatcher:
         seat.process, seat.starting, seat.status, self.trouble = process, False, None, None
         self._starts += 1
         answered = seat.answered
+        for order in seat.orders.values():
+            process.send(order.message)
         try:
             self._pump()
             await self._collect(seat, process)
         except WorkerDiedError as error:
-            useless = seat.answered == answered and not seat.jobs
+            useless = seat.answered == answered and not seat.jobs and not seat.orders
             self._leave(seat, process, str(error))
             if useless:  # it died of its own: of a model that it preloaded, say
                 return self._note_failed_start(seat, str(error))
@@ -256,22 +297,26 @@ class Dispatcher:
         if not self._stopping:
             self._restarts += 1
             log.error("Inference worker %d died: %s", process.pid, cause)
+        self._give_up_orders(seat, failure(500, f"The inference worker died meanwhile: {cause}"))
         self._run_again(seat, cause)
 
     async def _collect(self, seat: Seat, process: WorkerProcess) -> None:
         while True:
             message = await process.receive()
+            if isinstance(message, Done) and (order := seat.orders.pop(message.id, None)):
+                self._settle(order, message.answer)
+                continue
             if self.observer is not None and isinstance(message, Done | Alive):
                 self.observer.heard(message)
             if isinstance(message, Done):
                 seat.answered += 1
                 seat.failed_starts = 0
-                self._settle(seat.jobs.pop(message.id), message.answer)
+                self._settle(seat.jobs.pop(message.id), replace(message.answer, stages=message.stages))
                 del message  # an answer need not be held until the next one comes
                 self._pump()
             elif isinstance(message, Alive):
                 seat.status = message.status
-            elif not seat.jobs:
+            elif not seat.jobs and not seat.orders:
                 seat.process = None
                 await process.stop()
                 return
@@ -289,6 +334,7 @@ class Dispatcher:
         seat.jobs.clear()
 
     def _note_failed_start(self, seat: Seat, cause: str) -> None:
+        self._give_up_orders(seat, failure(503, f"No inference worker can be started: {cause}"))
         if self._stopping:
             return
         seat.failed_starts += 1
@@ -314,6 +360,6 @@ class Dispatcher:
         self._pump()
 
     @staticmethod
-    def _settle(job: Job, answer: Answer) -> None:
+    def _settle(job: Job | Order, answer: Answer) -> None:
         if not job.answer.done():  # whoever asked may have gone
             job.answer.set_result(answer)

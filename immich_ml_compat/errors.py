@@ -30,6 +30,12 @@ class InvalidInputError(RequestError):
     status = 400
 
 
+class ModelInUseError(RequestError):
+    """A model cannot be unloaded while requests use it."""
+
+    status = 409
+
+
 class ModelUnavailableError(RequestError):
     """A known model is not on disk or does not load."""
 

@@ -29,8 +29,10 @@ def create_app(
     health: Health,
     lifespan: Lifespan[FastAPI] | None = None,
     limits: BodyLimits = BodyLimits(),  # noqa: B008 - frozen
+    *,
+    timed: bool = False,
 ) -> FastAPI:
-    """Build the application around what answers its requests."""
+    """Build the application around what answers its requests; `timed` answers say what took how long."""
     app = FastAPI(title="Immich ML", version=__version__, lifespan=lifespan)
 
     @app.get("/", summary="Say who is here")
@@ -52,7 +54,8 @@ def create_app(
         result = await unless_gone(answer(await read_request(request, limits)), request)
         if result is None:
             return Response(status_code=499)  # nobody reads it
-        return Response(result.body, result.status, media_type="application/json")
+        headers = {"Server-Timing": server_timing(result)} if timed and result.stages else None
+        return Response(result.body, result.status, headers, media_type="application/json")
 
     @app.exception_handler(BodyError)
     async def body_error(_: Request, error: BodyError) -> Response:
@@ -64,6 +67,12 @@ def create_app(
         return JSONResponse({"detail": "Internal error; the server's log says where"}, 500)
 
     return app
+
+
+def server_timing(answer: Answer) -> str:
+    """Write an answer's stages as the header `Server-Timing` has them, in milliseconds."""
+    stages = ((task, stage, seconds) for task, stages in answer.stages.items() for stage, seconds in stages.items())
+    return ", ".join(f"{task}.{stage};dur={1000 * seconds:.1f}" for task, stage, seconds in stages)
 
 
 async def unless_gone(answer: Awaitable[Answer], request: Request) -> Answer | None:

@@ -1,6 +1,6 @@
 """The line between the front process and an inference worker: typed messages over one stream socket.
 
-    front  → worker   Work, Stop
+    front  → worker   Work, Change, Stop
     worker → front    Ready, Alive, Done, Idle, Failed
 
 A message on the wire is the length of its head, the lengths of its two byte strings, the head as JSON, and
@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
-from .messages import Answer, PredictRequest
+from .messages import Answer, ModelChange, PredictRequest
 from .status import WorkerEvents, WorkerStatus
 
 _PREFIX = struct.Struct("!IQ")
@@ -34,6 +34,14 @@ class Work:
     id: int
     request: PredictRequest
     request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Load or unload a model, and answer as to a request."""
+
+    id: int
+    change: ModelChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +85,11 @@ class Failed:
     cause: str
 
 
-Message = Work | Stop | Ready | Alive | Done | Idle | Failed
+Message = Work | Change | Stop | Ready | Alive | Done | Idle | Failed
 
-_PLAIN: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in (Stop, Ready, Alive, Idle, Failed)}
+_PLAIN: dict[str, TypeAdapter[Any]] = {
+    kind.__name__: TypeAdapter(kind) for kind in (Change, Stop, Ready, Alive, Idle, Failed)
+}
 
 
 def encode(message: Message) -> list[bytes]:

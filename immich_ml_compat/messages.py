@@ -3,7 +3,7 @@
 Nothing here imports numpy or a model, so the two sides can live in different processes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +16,20 @@ class PredictRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelChange:
+    """A model to load, and let stay, or to unload; task and type by their values."""
+
+    load: bool
+    task: str
+    type: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A whole HTTP answer: the status and a JSON body in UTF-8."""
 
     status: int
     body: bytes
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The seconds that each stage of each task took, where they were measured: {task: {stage: seconds}}."""

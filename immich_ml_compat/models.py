@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from .catalog import ModelType, Task
 from .downloads import Downloader
 from .engine import Engine, EngineError
-from .errors import ModelOutputError, ModelUnavailableError
+from .errors import ModelInUseError, ModelOutputError, ModelUnavailableError
 from .memory import release
 from .status import ModelFailure, ModelStatus
 from .store import ModelFiles, ModelKey, ModelStore
@@ -164,6 +164,16 @@ class Models:
             with self._noting(key, slot):
                 slot.model.warm()
             slot.stays = True
+
+    def unload(self, key: ModelKey) -> None:
+        """Unload a model, also one that was to stay; one that is not loaded is none. Raises ModelInUseError."""
+        with self._lock:
+            if (slot := self._slots.get(key)) is None:
+                return
+            if slot.users:
+                raise ModelInUseError(f"Model '{key.name}' is in use; unload it when its requests are done")
+            self._unload([key], "asked to")
+        release()
 
     def execution_provider(self, key: ModelKey) -> str:
         """Return what a model runs on, loading it if need be. Raises ModelUnavailableError."""

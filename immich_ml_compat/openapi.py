@@ -76,6 +76,12 @@ _RESULT = _object(
 _DETAIL = _object({"detail": _STRING})
 _DETAILS = _object({"detail": {"anyOf": [_STRING, _list_of({"type": "object"})]}})
 
+
+def refusal(description: str) -> dict[str, Any]:
+    """Return what the document says of an error."""
+    return _json(description, _DETAIL)
+
+
 PREDICT_ANSWERS: Responses = {
     200: _json("What each task found, and the size of the image", _RESULT),
     400: _json("The form, the image or the text cannot be used", _DETAIL),

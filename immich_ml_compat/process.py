@@ -8,7 +8,7 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from .link import Alive, Done, Failed, FrontEnd, Idle, LinkClosedError, Message, Ready, Stop, Work
+from .link import Alive, Change, Done, Failed, FrontEnd, Idle, LinkClosedError, Message, Ready, Stop, Work
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,9 @@ class WorkerProcess:
         """The process's number."""
         return self._process.pid
 
-    def send(self, work: Work) -> None:
-        """Hand over a request."""
-        self._line.send(work)
+    def send(self, message: Work | Change) -> None:
+        """Hand over a request or a change."""
+        self._line.send(message)
 
     async def receive(self) -> Done | Idle | Alive:
         """Wait for an answer, a sign of life, or for the worker to have no model left. Raises WorkerDiedError."""

@@ -24,14 +24,14 @@ from .images import Photo
 from .loaders import loaders
 from .machine import this_machine
 from .memory import resident_bytes
-from .messages import Answer, PredictRequest
+from .messages import Answer, ModelChange, PredictRequest
 from .models import Models, Retention
 from .names import ModelNames, UnknownModelError
 from .ocr import read_text
 from .plan import Plan, plan_request
 from .settings import Settings
 from .status import WorkerEvents, WorkerStatus
-from .store import ModelStore
+from .store import ModelKey, ModelStore
 from .timing import timed
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,23 @@ class Service:
                 log.error("Preloading %s (%s) failed: %s", name, kind, error)
                 failed.append((task, kind, name))
         return failed
+
+    def change(self, change: ModelChange) -> Answer:
+        """Load a model, by a name that requests may use, or unload one, by its own; answer when it is done."""
+        task, kind = Task(change.task), ModelType(change.type)
+        try:
+            if change.load:
+                self.models.preload(self.names.key(task, kind, change.name))
+            else:
+                self.models.unload(ModelKey(task, change.name, kind))
+        except UnknownModelError as error:
+            return failure(422, str(error))
+        except RequestError as error:
+            return failure(error.status, error.detail)
+        except EngineError as error:
+            log.error("Warming %s (%s) failed: %s", change.name, kind, error)
+            return failure(500, "Inference failed; the server's log says why")
+        return Answer(200, b"{}")
 
     def _answer_photo(self, plan: Plan, image: bytes) -> Answer:
         try:

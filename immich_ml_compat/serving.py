@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp
 
 from .access import Access
 from .body import BodyLimits
+from .catalog import ModelType, Task
 from .connection import PatientConnection
 from .dispatch import Dispatcher
 from .engine_choice import choose
@@ -24,7 +25,7 @@ from .environment import report_environment
 from .errors import RequestError, failure
 from .http_api import create_app
 from .machine import this_machine
-from .messages import Answer, PredictRequest
+from .messages import Answer, ModelChange, PredictRequest
 from .monitoring import Monitor
 from .names import ModelNames, UnknownModelError
 from .plan import plan_request
@@ -35,6 +36,7 @@ from .store import ModelStore
 from .tls import server_context
 from .trace import TRACE
 from .tracing import Traced
+from .ui_api import create_ui
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +116,23 @@ def build_app(settings: Settings, names: ModelNames) -> ASGIApp:
         await dispatcher.close()
 
     limits = BodyLimits(settings.max_body_mb, settings.header_timeout_s)
-    app = create_app(answer, lambda: dispatcher.trouble, lifespan, limits)
+    app = create_app(answer, lambda: dispatcher.trouble, lifespan, limits, timed=settings.ui)
     monitor.add_to(app)
+    if settings.ui:
+        app.include_router(_ui(settings, names, dispatcher, limits))
     return Traced(app, monitor.metrics.finished)
+
+
+def _ui(settings: Settings, names: ModelNames, dispatcher: Dispatcher, limits: BodyLimits) -> APIRouter:
+    async def change(change: ModelChange) -> Answer:
+        try:
+            if change.load:
+                names.key(Task(change.task), ModelType(change.type), change.name)
+        except UnknownModelError as error:
+            return failure(422, str(error))
+        return await dispatcher.change(change)
+
+    return create_ui(dispatcher.status, change, ModelStore(settings.cache_folder), limits)
 
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:

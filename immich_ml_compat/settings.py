@@ -237,6 +237,9 @@ class Settings(BaseSettings):
     tls_key: File | None = None
     """The certificate's private key, in PEM form."""
 
+    ui: bool = False
+    """Whether there is a page at `/ui`."""
+
     log_format: LogFormat = "text"
     """The form of log lines."""
 

@@ -108,3 +108,6 @@ class ServerStatus:
     """Why no worker can be started, while that is so."""
 
     started_at: float
+
+    answered: int = 0
+    """Answers that workers gave so far, errors included."""

@@ -19,7 +19,7 @@ from contextlib import suppress
 import cv2
 
 from .errors import failure
-from .link import Alive, Done, Failed, Idle, LinkClosedError, Ready, Stop, Work, WorkerEnd
+from .link import Alive, Change, Done, Failed, Idle, LinkClosedError, Ready, Stop, Work, WorkerEnd
 from .logs import set_up_logging
 from .service import Service
 from .settings import ConfigurationError, Settings, load_settings
@@ -69,6 +69,8 @@ class Worker:
                 with self._lock:
                     self._busy += 1
                 pool.submit(self._do, message)
+            elif isinstance(message, Change):  # no place in the pool: a download may take long
+                threading.Thread(target=self._change, args=(message,), daemon=True).start()
             del message  # a photo need not be held until the next one comes
 
     def _do(self, work: Work) -> None:
@@ -85,6 +87,15 @@ class Worker:
         with self._lock:
             self._busy -= 1
             self._last_busy = time.monotonic()
+
+    def _change(self, message: Change) -> None:
+        try:
+            answer = self._service.change(message.change)
+        except BaseException:
+            log.exception("A change of models failed in a way that nobody thought of")
+            answer = failure(500, "Internal error; the server's log says where")
+        with suppress(LinkClosedError):
+            self._line.send(Done(message.id, answer))
 
     def _beat(self) -> None:
         with suppress(LinkClosedError):

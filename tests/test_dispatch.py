@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -10,13 +11,15 @@ from hypothesis import strategies as st
 
 from immich_ml_compat import dispatch
 from immich_ml_compat.dispatch import Dispatcher
-from immich_ml_compat.link import Done, Idle, Work
-from immich_ml_compat.messages import Answer, PredictRequest
+from immich_ml_compat.link import Change, Done, Idle, Work
+from immich_ml_compat.messages import Answer, ModelChange, PredictRequest
 from immich_ml_compat.process import Patience, StartError, WorkerDiedError, WorkerProcess
 
 REQUEST = PredictRequest("{}", image=b"sea")
 SEARCH = PredictRequest("{}", text="sea")
 GOOD = Answer(200, b"{}")
+LOAD = ModelChange(True, "ocr", "detection", "PP-OCRv6_small")
+UNLOAD = replace(LOAD, load=False)
 
 
 class FakeWorker:
@@ -26,13 +29,17 @@ class FakeWorker:
         self.room = room
         self.pid = pid
         self.taken: list[Work] = []
+        self.changes: list[Change] = []
         self.most = 0
         self.stopped = False
         self._script = list(script)
-        self._work: asyncio.Queue[Work | None] = asyncio.Queue()
+        self._work: asyncio.Queue[Work | Change | None] = asyncio.Queue()
 
-    def send(self, work: Work) -> None:
-        self.taken.append(work)
+    def send(self, work: Work | Change) -> None:
+        if isinstance(work, Change):
+            self.changes.append(work)
+        else:
+            self.taken.append(work)
         self._work.put_nowait(work)
         self.most = max(self.most, self._work.qsize())
 
@@ -169,7 +176,8 @@ class SlowWorker(FakeWorker):
         self.has: list[Work] = []
         self._done: asyncio.Queue[Work] = asyncio.Queue()
 
-    def send(self, work: Work) -> None:
+    def send(self, work: Work | Change) -> None:
+        assert isinstance(work, Work)
         self.taken.append(work)
         self.has.append(work)
 
@@ -382,5 +390,91 @@ def test_workers_with_work_are_ended_at_once_when_the_server_stops() -> None:
         await queue.close()
         assert worker.killed
         waiting.cancel()
+
+    run(body)
+
+
+# ---------------------------------------------------------------- changes of models
+
+
+def test_a_load_starts_a_worker_and_an_unload_none() -> None:
+    async def body() -> None:
+        worker = FakeWorker()
+        queue = dispatcher(worker)
+        assert await queue.change(UNLOAD) == GOOD
+        assert queue.status().starts == 0
+        assert await queue.change(LOAD) == GOOD
+        assert await queue.change(UNLOAD) == GOOD
+        assert [message.change for message in worker.changes] == [LOAD, UNLOAD]
+        assert queue.status().answered == 0, "only requests are counted"
+
+    run(body)
+
+
+def test_every_worker_gets_a_change_and_the_worst_answer_counts() -> None:
+    async def body() -> None:
+        bad = Answer(409, b"in use")
+        workers = [FakeWorker(bad), FakeWorker()]
+        queue = dispatcher(*workers, seats=2, keep_running=True)
+        queue.open()
+        assert await queue.change(LOAD) == bad
+        assert [len(worker.changes) for worker in workers] == [1, 1]
+
+    run(body)
+
+
+def test_a_change_takes_no_room_from_requests() -> None:
+    async def body() -> None:
+        worker = FakeWorker(room=1)
+        queue = dispatcher(worker)
+        answers = await asyncio.gather(queue.answer(REQUEST), queue.change(LOAD), queue.change(LOAD))
+        assert {answer.status for answer in answers} == {200}
+        assert worker.most == 3
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("start", "status"), [(FakeWorker(WorkerDiedError("gone")), 500), (StartError("no memory"), 503)]
+)
+def test_a_change_is_not_waited_for_in_vain(start: FakeWorker | Exception, status: int) -> None:
+    async def body() -> None:
+        queue = dispatcher(start, FakeWorker())
+        answer = await queue.change(LOAD)
+        assert answer.status == status
+        assert (b"gone" if status == 500 else b"no memory") in answer.body
+        assert await queue.answer(REQUEST) == GOOD
+
+    run(body)
+
+
+class HesitantWorker(FakeWorker):
+    """A worker that says that it holds no model just before it hears of one to load."""
+
+    def send(self, work: Work | Change) -> None:
+        self.idle()
+        super().send(work)
+
+
+def test_a_worker_is_not_stopped_while_it_loads() -> None:
+    async def body() -> None:
+        worker = HesitantWorker()
+        queue = dispatcher(worker)
+        assert await queue.change(LOAD) == GOOD
+        assert not worker.stopped
+        worker.idle()
+        while not worker.stopped:
+            await asyncio.sleep(0.01)
+
+    run(body)
+
+
+def test_a_change_where_no_worker_starts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "RETRY_S", 60)
+
+    async def body() -> None:
+        queue = dispatcher()
+        await queue.answer(REQUEST)
+        assert (await queue.change(LOAD)).status == 503
 
     run(body)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from immich_ml_compat.link import (
     Alive,
+    Change,
     Done,
     Failed,
     FrontEnd,
@@ -22,7 +23,7 @@ from immich_ml_compat.link import (
     WorkerEnd,
     decode,
 )
-from immich_ml_compat.messages import Answer, PredictRequest
+from immich_ml_compat.messages import Answer, ModelChange, PredictRequest
 from immich_ml_compat.status import ModelFailure, ModelStatus, WorkerEvents, WorkerStatus
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -68,6 +69,7 @@ messages = st.one_of(
         answer=st.builds(Answer, status=st.integers(100, 599), body=st.binary()),
         stages=st.dictionaries(texts, st.dictionaries(texts, seconds, max_size=2), max_size=2),
     ),
+    st.builds(Change, id=numbers, change=st.builds(ModelChange, load=st.booleans(), **model)),
     st.builds(Stop),
     st.builds(Ready, room=numbers),
     st.builds(Alive, status=statuses, events=events),

@@ -16,7 +16,7 @@ from immich_ml_compat.catalog import ModelType, Task
 from immich_ml_compat.clip.textual import ClipTextual
 from immich_ml_compat.clip.visual import ClipVisual
 from immich_ml_compat.engine import Engine, EngineError
-from immich_ml_compat.errors import ModelUnavailableError
+from immich_ml_compat.errors import ModelInUseError, ModelUnavailableError
 from immich_ml_compat.faces.detection import FaceDetector
 from immich_ml_compat.models import Model
 from immich_ml_compat.ocr.recognition import TextRecognizer
@@ -160,6 +160,23 @@ def test_a_model_put_there_later_is_found(models: Shelf, tmp_path: Path) -> None
     assert load.calls == 0
     put(path)
     assert models.get(key, load) is not None
+
+
+def test_a_model_is_unloaded_on_request_but_never_in_use(models: Shelf) -> None:
+    load = Loader()
+    models.load_with(KEY, load)
+    models.models.unload(KEY)  # as it is not there, nothing is to be done
+    models.models.preload(KEY)
+    with models.models.use(KEY, FakeModel) as model:
+        with pytest.raises(ModelInUseError, match=f"'{NAME}' is in use") as caught:
+            models.models.unload(KEY)
+        assert caught.value.status == 409
+        assert models.get(KEY, load) is model
+    models.models.unload(KEY)
+    assert models.models.statuses() == ()
+    assert models.get(KEY, load) is not model
+    assert load.calls == 2
+    assert not models.models.statuses()[0].stays, "that it was to stay is forgotten"
 
 
 def test_a_preloaded_model_is_warmed_and_stays(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
     ("access_token", f"{P}ACCESS_TOKEN", None, ("Az09._~+=-", SecretStr("Az09._~+=-")), None),
     ("tls_cert", f"{P}TLS_CERT", None, ("/tls/cert.pem", Path("/tls/cert.pem")), None),
     ("tls_key", f"{P}TLS_KEY", None, ("/tls/key.pem", Path("/tls/key.pem")), None),
+    ("ui", f"{P}UI", False, ("true", True), "perhaps"),
     ("host", "IMMICH_HOST", "[::]", ("127.0.0.1", "127.0.0.1"), None),
     ("port", "IMMICH_PORT", 3003, ("8080", 8080), "65536"),
     ("log_format", f"{P}LOG_FORMAT", "text", ("json", "json"), "xml"),
