@@ -86,6 +86,7 @@ def encode(message: Message) -> list[bytes]:
             body = request.image or b""
         case Done(id, answer):
             head, body = {"kind": "Done", "id": id, "status": answer.status}, answer.body
+            head["out_of_memory"] = answer.out_of_memory
         case _:
             head, body = {"kind": type(message).__name__, **asdict(message)}, b""
     encoded = orjson.dumps(head)
@@ -107,7 +108,7 @@ def _decode(head: bytes, body: bytes) -> Message:
         image = body if fields["has_image"] else None
         return Work(fields["id"], PredictRequest(fields["entries"], image, fields["text"]))
     if kind == "Done":
-        return Done(fields["id"], Answer(fields["status"], body))
+        return Done(fields["id"], Answer(fields["status"], body, fields["out_of_memory"]))
     message: Message = _PLAIN[kind](**fields)
     return message
 

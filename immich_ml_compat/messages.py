@@ -21,3 +21,5 @@ class Answer:
 
     status: int
     body: bytes
+    out_of_memory: bool = False
+    """Whether it failed for want of memory, and may not where nothing runs beside it."""

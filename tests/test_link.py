@@ -27,9 +27,10 @@ from immich_ml_compat.messages import Answer, PredictRequest
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 requests = st.builds(PredictRequest, entries=texts, image=st.none() | st.binary(), text=st.none() | texts)
 numbers = st.integers(0, 2**53)
+answers = st.builds(Answer, status=st.integers(100, 599), body=st.binary(), out_of_memory=st.booleans())
 messages = st.one_of(
     st.builds(Work, id=numbers, request=requests),
-    st.builds(Done, id=numbers, answer=st.builds(Answer, status=st.integers(100, 599), body=st.binary())),
+    st.builds(Done, id=numbers, answer=answers),
     st.builds(Stop),
     st.builds(Ready, room=numbers),
     st.builds(Alive, loading_s=st.floats(0, 1e9)),

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from . import Array, EngineError, OneByOne, TensorInfo
+from . import Array, EngineError, OneByOne, TensorInfo, engine_error
 from .optimized import DATA_SUFFIX, OptimizedGraphs
 from .packed_weights import align_weights
 
@@ -142,7 +142,7 @@ class OnnxRuntimeEngine:
         try:
             expected, found = (each.run(None, inputs) for each in (session, self._optimized_session(target)))
         except _ERRORS as error:
-            raise EngineError(f"{path}: {error}") from error
+            raise engine_error(path, str(error)) from error
         if not all(map(_close, expected, found)):
             raise EngineError(f"{path}: its optimised form on disk gives other results")
 
@@ -159,7 +159,7 @@ class OnnxRuntimeEngine:
         try:
             session = ort.InferenceSession(path, options, providers=list(dict(providers).items()))
         except _ERRORS as error:
-            raise EngineError(f"{path}: {error}") from error
+            raise engine_error(path, str(error)) from error
         self._check_provider(provider, session.get_providers())
         return session
 
@@ -189,7 +189,7 @@ class OnnxRuntimeSession(OneByOne):
         try:
             outputs: list[Array] = self._session.run(None, dict(inputs))
         except _ERRORS as error:
-            raise EngineError(f"{self._path}: {error}") from error
+            raise engine_error(self._path, str(error)) from error
         return outputs
 
 
