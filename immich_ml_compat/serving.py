@@ -87,7 +87,7 @@ class _Server(uvicorn.Server):
         """Leave those whom uvicorn would give a 500: to them it is a server that has gone."""
         for connection in list(self.server_state.connections):
             self._closed += 1
-            connection.transport.abort()  # type: ignore[union-attr]
+            connection.transport.abort()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
