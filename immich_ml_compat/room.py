@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 SMALL = 64 * 1024
 """Bytes of the largest body that counts as small."""
@@ -17,7 +18,7 @@ _SHARE_OF_SMALL = 16
 
 _MEGABYTE = 1_000_000
 
-Leaving = Callable[[], Awaitable[None]]
+Leaving = Callable[[], Awaitable[object]]
 """Waits until a client has left."""
 
 
@@ -93,8 +94,9 @@ class Place:
         if self.turn.done():
             return
         leave = None if leaving is None else asyncio.ensure_future(leaving())
+        either: set[asyncio.Future[Any]] = {self.turn} if leave is None else {self.turn, leave}
         try:
-            await asyncio.wait({self.turn, *([leave] if leave else [])}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if leave is not None:
                 leave.cancel()
