@@ -45,7 +45,7 @@ def test_a_load_of_all_kinds(cache: Path, tmp_path: Path) -> None:
     with running_server(cache, tmp_path, {"MACHINE_LEARNING_QUEUE_MB": "8"}) as server:
         for entries in (READ, IMAGE, DETECT):
             assert server.predict(entries, PHOTO).status_code == 200
-        findings = soak_load.put_under_load(server.port, server.process.pid, 4, 60)
+        findings = soak_load.put_under_load(server.port, server.process.pid, 3, 30)
         assert "Traceback" not in server.log.read_text()
     assert findings.wrong == []
     assert {"ocr", "clip", "faces", "search", "bad image", "hang-up"} <= findings.outcomes.keys()
@@ -63,15 +63,14 @@ def blank(side: int) -> bytes:
 
 def test_a_photo_for_which_memory_runs_out_beside_others_is_not_lost(tmp_path: Path) -> None:
     tiny.write_models(tmp_path / "cache")
-    small, large, larger = blank(800), blank(6000), blank(11_000)
+    small, large, larger = blank(800), blank(5000), blank(11_000)
     settings = {"MACHINE_LEARNING_REQUEST_THREADS": "4"}
     with running_server(tmp_path / "cache", tmp_path, settings) as server, ThreadPoolExecutor(8) as pool:
         for _ in range(2):  # all threads and the arenas there
-            assert {answer.status_code for answer in pool.map(lambda _: server.predict(DETECT, small), range(8))} == {
-                200
-            }
+            answers = list(pool.map(lambda _: server.predict(DETECT, small), range(8)))
+            assert [answer.status_code for answer in answers] == [200] * 8
         (worker,) = workers(server)
-        limit = worker.memory_info().vms + 350 * MEGABYTE
+        limit = worker.memory_info().vms + 300 * MEGABYTE
         worker.rlimit(psutil.RLIMIT_AS, (limit, limit))
         answers = list(pool.map(lambda _: server.predict(DETECT, large), range(4)))
         assert [answer.status_code for answer in answers] == [200] * 4
@@ -198,9 +197,9 @@ def test_weights_outside_the_folder_are_never_read(given: Engine, place: str, lo
         case _:
             ballast = numpy_helper.from_array(np.ones(1 << 19, np.float32), "ballast")
             written(path, [PRODUCT], weights, ballast)
-    with pytest.raises(EngineError, match="model.onnx.*(secret|Absolute path)") as caught:
+    with pytest.raises(EngineError, match=r"model.onnx.*(secret|Absolute path)") as caught:
         given.load(path)
-    assert "\n" not in str(caught.value).strip()
+    assert "\n" not in str(caught.value)
 
 
 def test_an_optimised_form_is_not_made_of_weights_outside_the_folder(tmp_path: Path) -> None:
@@ -214,7 +213,7 @@ def test_an_optimised_form_is_not_made_of_weights_outside_the_folder(tmp_path: P
 @engines
 def test_operators_of_another_domain_are_refused(given: Engine, tmp_path: Path) -> None:
     node = helper.make_node("Steal", ["x"], ["y"], domain="com.example")
-    with pytest.raises(EngineError, match="model.onnx.*Steal"):
+    with pytest.raises(EngineError, match=r"model.onnx.*Steal"):
         given.load(written(tmp_path / "m" / "model.onnx", [node], domain="com.example"))
 
 
@@ -261,7 +260,7 @@ def test_a_form_that_was_begun_in_the_future_is_made_anew(tmp_path: Path, monkey
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 60)
     engine(kept).load(graph)
-    assert forms(kept) == [], "a minute may be another worker"
+    assert not form.is_file(), "a minute may be another worker"
     monkeypatch.setattr(time, "time", lambda: now - 365 * 86400)
     engine(kept).load(graph)
     assert forms(kept) == [form]

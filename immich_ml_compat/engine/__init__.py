@@ -31,7 +31,7 @@ _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate memory", "o
 def engine_error(path: Path, cause: str) -> EngineError:
     """Return the error for what an engine says of the graph at `path`."""
     kind = EngineMemoryError if any(words in cause.lower() for words in _OUT_OF_MEMORY) else EngineError
-    return kind(f"{path}: {cause}")
+    return kind(f"{path}: {' '.join(cause.split())}")
 
 
 @dataclass(frozen=True)
