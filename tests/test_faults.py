@@ -269,13 +269,16 @@ def test_a_form_that_was_begun_in_the_future_is_made_anew(tmp_path: Path, monkey
 # ---------------------------------------------------------------- the end
 
 
-def test_what_fits_in_the_time_is_finished_when_the_server_stops(start: Start) -> None:
-    server = start(shutdown_timeout=60)
+def test_what_fits_in_the_time_is_finished_when_the_server_stops(start: Start, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    server = start(shutdown_timeout=60, FAULT_SLOW_RUN=slow)
     assert server.predict(READ, PHOTO).status_code == 200
+    slow.touch()
     jobs = in_flight(server, 12)
-    time.sleep(0.3)
+    has_all(server, 12)
     server.process.send_signal(signal.SIGTERM)
-    eventually(lambda: refused(server), 5)
+    eventually(lambda: refused(server))
+    slow.unlink()
     assert [job.result().status_code for job in jobs] == [200] * 12
     assert server.process.wait(15) == 0
     assert "of the requests in flight 12 were finished, 0 closed" in server.log.read_text()
@@ -288,8 +291,7 @@ def test_the_rest_is_closed_when_the_server_stops(start: Start, tmp_path: Path) 
     large = PHOTO + bytes(400_000)
     with ThreadPoolExecutor(8) as pool:
         jobs = [pool.submit(server.predict, IMAGE, large) for _ in range(6)]  # worked on, queued and held back
-        eventually(lambda: "Loaded clip" in server.log.read_text())
-        time.sleep(0.3)
+        has_all(server, 6)
         server.process.send_signal(signal.SIGTERM)
         for job in jobs:
             with pytest.raises(httpx.TransportError):
@@ -299,6 +301,13 @@ def test_the_rest_is_closed_when_the_server_stops(start: Start, tmp_path: Path) 
     assert "of the requests in flight 0 were finished, 6 closed" in log
     assert "Traceback" not in log
     assert "ERROR" not in log
+
+
+def has_all(server: Server, count: int) -> None:
+    """Wait until a server has so many requests."""
+    process = psutil.Process(server.process.pid)
+    eventually(lambda: sum(each.status == "ESTABLISHED" for each in process.net_connections("tcp")) >= count)
+    time.sleep(0.5)  # their heads are on the way
 
 
 def refused(server: Server) -> bool:
