@@ -19,6 +19,7 @@ test: lint $(VENV)/.oracles
 # What takes longer than a test may; the last results are in docs/reliability.md.
 soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.soak_load
 	$(BIN)/python -m benchmarks.fuzz.images
 	$(BIN)/python -m benchmarks.fuzz.http
 

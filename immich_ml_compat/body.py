@@ -5,9 +5,11 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
+
+from .room import SMALL, ClientLeftError, Leaving, Place
 
 _MEGABYTE = 1_000_000
 _LINGER_S = 1.0
@@ -33,17 +35,20 @@ class BodyError(Exception):
         self.detail = detail
 
 
-def receive_body(request: Request, limits: BodyLimits) -> AsyncGenerator[bytes, None]:
-    """Return a body's pieces as they come. Raises BodyError at once where its announced length is too much.
+def receive_body(request: Request, limits: BodyLimits, place: Place) -> AsyncGenerator[bytes, None]:
+    """Return a body's pieces as they come, once there is room for it, which `place` takes.
 
-    On the way it raises BodyError for one that turns out so, and for a client that goes silent, and
-    ClientDisconnect for one that leaves.
+    Raises BodyError at once where its announced length is too much. On the way it raises BodyError for one that turns
+    out so, and for a client that goes silent, and ClientDisconnect for one that leaves.
     """
-    _check_length(int(request.headers.get("content-length", 0)), limits)
-    return _pieces(request, limits)
+    # A body that does not say its length is small until it is not.
+    length = int(request.headers.get("content-length", SMALL))
+    _check_length(length if "content-length" in request.headers else 0, limits)
+    return _pieces(request, limits, length, place)
 
 
-async def _pieces(request: Request, limits: BodyLimits) -> AsyncGenerator[bytes, None]:
+async def _pieces(request: Request, limits: BodyLimits, length: int, place: Place) -> AsyncGenerator[bytes, None]:
+    await _take(place, length, request)
     received = 0
     pieces = request.stream()
     while True:
@@ -57,10 +62,21 @@ async def _pieces(request: Request, limits: BodyLimits) -> AsyncGenerator[bytes,
                 "MACHINE_LEARNING_HEADER_TIMEOUT_S allows",
             ) from None
         if piece is None:
+            place.give_back(keep=received)
             return
         received += len(piece)
         _check_length(received, limits)
+        if received > place.held:
+            await _take(place, limits.most_mb * _MEGABYTE, request)
         yield piece
+
+
+async def _take(place: Place, size: int, request: Request) -> None:
+    leaving: Leaving | None = getattr(request.state, "leaving", None)  # our own connections have it
+    try:
+        await place.take(size, leaving)
+    except ClientLeftError:
+        raise ClientDisconnect from None
 
 
 def _check_length(length: int, limits: BodyLimits) -> None:

@@ -1,6 +1,8 @@
 """A client's connection: uvicorn's, which waits for the head of a request as long as the client likes, with a limit."""
 
 import asyncio
+import select
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,6 +28,8 @@ class PatientConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start."""
         super().connection_made(transport)
+        self._lost = asyncio.Event()
+        self.app_state = self.app_state | {"leaving": self.leaving}  # requests find it in their state
         self._start_deadline()
 
     def data_received(self, data: bytes) -> None:
@@ -39,7 +43,22 @@ class PatientConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._drop_deadline()
+        self._lost.set()
         super().connection_lost(exc)
+
+    async def leaving(self) -> None:
+        """Wait until the client has left, which asyncio does not notice while nothing is read.
+
+        A client that left with more to send than the system's buffers hold is noticed when its bytes are read.
+        """
+        with ExitStack() as stack:
+            if hasattr(select, "epoll"):
+                with suppress(OSError):  # no file descriptor left: then it is noticed later
+                    watch = stack.enter_context(select.epoll())
+                    watch.register(self.transport.get_extra_info("socket").fileno(), select.EPOLLRDHUP)
+                    self.loop.add_reader(watch.fileno(), self._lost.set)
+                    stack.callback(self.loop.remove_reader, watch.fileno())
+            await self._lost.wait()
 
     @property
     def _is_answering(self) -> bool:

@@ -3,7 +3,8 @@
 Photos wait in one queue and searches, for which a person waits, in another. A worker is started when a request
 finds none with room, takes as many photos as it has room for and a search beside them, and is told to stop when it
 holds no model any more. A worker that dies or hangs is replaced, and
-each request it had is run once more, alone: only one that ends a worker by itself gets an error.
+each request it had is run once more, alone: only one that ends a worker by itself gets an error. So is a request
+for which memory ran out beside others.
 """
 
 import asyncio
@@ -32,6 +33,13 @@ RETRY_S = 10.0
 """Seconds between attempts to start a worker once it has said so."""
 
 
+LONGEST_WAIT_S = 300.0
+"""Seconds that a request waits for a worker: for longer Immich does not wait for an answer's first byte."""
+
+
+_CLOCK_S = 0.05  # timers may fire a little early
+
+
 @dataclass(eq=False)
 class Job:
     """One request on its way to an answer."""
@@ -39,12 +47,15 @@ class Job:
     id: int
     request: PredictRequest
     answer: asyncio.Future[Answer]
+    until: float
+    """By the loop's clock: when it need not be begun any more."""
+
     request_id: str = field(default_factory=request_id)
     """What logs call it."""
 
     queued_at: float = field(default_factory=time.monotonic)
     alone: bool = False
-    """Whether it was in a worker that died: it is run again with nothing beside it."""
+    """Whether it was in a worker that died, or ran out of memory: it is run again with nothing beside it."""
 
     @property
     def bytes(self) -> int:
@@ -155,13 +166,16 @@ class Dispatcher:
         """Queue a request and wait for its answer."""
         if self.trouble is not None:
             return failure(503, f"No inference worker can be started: {self.trouble}")
-        job = Job(next(self._ids), request, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        job = Job(next(self._ids), request, loop.create_future(), loop.time() + LONGEST_WAIT_S)
+        looking = loop.call_at(job.until, self._pump)
         queue = self._queue(job)
         queue.append(job)
         self._pump()
         try:
             return await job.answer
         finally:
+            looking.cancel()
             if job in queue:  # whoever asked has gone
                 queue.remove(job)
 
@@ -233,6 +247,10 @@ class Dispatcher:
     def _place(self, job: Job) -> bool:
         """Give a job to the worker that has most room; tell whether it need not wait any longer."""
         if job.answer.done():
+            return True
+        if asyncio.get_running_loop().time() + _CLOCK_S >= job.until:
+            log.warning("A request waited for %g s and was not begun any more", LONGEST_WAIT_S)
+            self._settle(job, failure(503, f"No worker had room within {LONGEST_WAIT_S:g} s; Immich waits no longer"))
             return True
         seats = (seat for seat in self._seats if seat.has_room(job, bool(self._photos)))
         seat = min(seats, key=lambda seat: len(seat.jobs), default=None)
@@ -311,7 +329,7 @@ class Dispatcher:
             if isinstance(message, Done):
                 seat.answered += 1
                 seat.failed_starts = 0
-                self._settle(seat.jobs.pop(message.id), replace(message.answer, stages=message.stages))
+                self._take_answer(seat.jobs.pop(message.id), replace(message.answer, stages=message.stages))
                 del message  # an answer need not be held until the next one comes
                 self._pump()
             elif isinstance(message, Alive):
@@ -320,6 +338,14 @@ class Dispatcher:
                 seat.process = None
                 await process.stop()
                 return
+
+    def _take_answer(self, job: Job, answer: Answer) -> None:
+        if answer.out_of_memory and not job.alone and not job.answer.done():
+            log.warning("A request ran out of memory beside others and is run again alone")
+            job.alone = True
+            self._queue(job).appendleft(job)
+        else:
+            self._settle(job, answer)
 
     def _run_again(self, seat: Seat, cause: str) -> None:
         for job in reversed(seat.jobs.values()):

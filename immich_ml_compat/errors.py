@@ -42,12 +42,20 @@ class ModelUnavailableError(RequestError):
     status = 500
 
 
+class ModelMemoryError(ModelUnavailableError):
+    """A model did not load for want of memory."""
+
+
+class OutOfMemoryError(InvalidInputError):
+    """An image took more memory than there was."""
+
+
 class ModelOutputError(RequestError):
     """A model ran and gave an output that must not be sent."""
 
     status = 500
 
 
-def failure(status: int, detail: str) -> Answer:
+def failure(status: int, detail: str, *, out_of_memory: bool = False) -> Answer:
     """Build an error's answer, in FastAPI's form."""
-    return Answer(status, orjson.dumps({"detail": detail}))
+    return Answer(status, orjson.dumps({"detail": detail}), out_of_memory)

@@ -16,6 +16,7 @@ from . import __version__
 from .body import BodyError, BodyLimits, LastAnswer, receive_body
 from .messages import Answer, PredictRequest
 from .openapi import PING_ANSWERS, PREDICT_ANSWERS, PREDICT_BODY
+from .room import BodyRoom, Place
 
 Answerer = Callable[[PredictRequest], Awaitable[Answer]]
 """Gets the answer to a request; it may take long."""
@@ -29,10 +30,15 @@ def create_app(
     health: Health,
     lifespan: Lifespan[FastAPI] | None = None,
     limits: BodyLimits = BodyLimits(),  # noqa: B008 - frozen
+    room: BodyRoom | None = None,
     *,
     timed: bool = False,
 ) -> FastAPI:
-    """Build the application around what answers its requests; `timed` answers say what took how long."""
+    """Build the application around what answers its requests.
+
+    Bodies take their place in `room`; `timed` answers say what took how long.
+    """
+    room = room or BodyRoom(512)
     app = FastAPI(title="Immich ML", version=__version__, lifespan=lifespan)
 
     @app.get("/", summary="Say who is here")
@@ -51,7 +57,8 @@ def create_app(
         responses=PREDICT_ANSWERS,
     )
     async def predict(request: Request) -> Response:
-        result = await unless_gone(answer(await read_request(request, limits)), request)
+        with room.place() as place:
+            result = await unless_gone(answer(await read_request(request, limits, place)), request)
         if result is None:
             return Response(status_code=499)  # nobody reads it
         headers = {"Server-Timing": server_timing(result)} if timed and result.stages else None
@@ -96,9 +103,9 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 2**63 - 1  # an upload is held in memory, never in a temporary file
 
 
-async def read_request(request: Request, limits: BodyLimits) -> PredictRequest:
+async def read_request(request: Request, limits: BodyLimits, place: Place) -> PredictRequest:
     """Read the form of a `POST /predict`. Raises what FastAPI answers with 400 or 422, and BodyError."""
-    form = await _read_form(request, limits)
+    form = await _read_form(request, limits, place)
     try:
         return await _from_form(form)
     finally:
@@ -119,9 +126,9 @@ async def _from_form(form: FormData) -> PredictRequest:
     )
 
 
-async def _read_form(request: Request, limits: BodyLimits) -> FormData:
+async def _read_form(request: Request, limits: BodyLimits, place: Place) -> FormData:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    form, body = FormData(), receive_body(request, limits)
+    form, body = FormData(), receive_body(request, limits, place)
     try:
         if content_type == "multipart/form-data":
             form = await _InMemoryParser(request.headers, body).parse()

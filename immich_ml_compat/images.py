@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from .errors import InvalidInputError
+from .errors import InvalidInputError, OutOfMemoryError
 from .timing import DECODE, during
 
 MAX_PIXELS = 178_956_970
@@ -134,7 +134,7 @@ def _refusals() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise InvalidInputError(f"The image is too large: {error}") from None
     except MemoryError:
-        raise InvalidInputError("The image cannot be decoded: it takes more memory than there is") from None
+        raise OutOfMemoryError("The image cannot be decoded: it takes more memory than there is") from None
     except _DECODING_ERRORS as error:
         # An assertion of Pillow's has no words: a palette's colours without the palette, for one.
         raise InvalidInputError(f"The image cannot be decoded: {str(error) or 'it is damaged'}") from None

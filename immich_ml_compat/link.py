@@ -101,6 +101,7 @@ def encode(message: Message) -> list[bytes]:
             body = request.image or b""
         case Done(id, answer, stages):
             head, body = {"kind": "Done", "id": id, "status": answer.status, "stages": stages}, answer.body
+            head["out_of_memory"] = answer.out_of_memory
         case _:
             head, body = {"kind": type(message).__name__, **asdict(message)}, b""
     encoded = orjson.dumps(head)
@@ -122,7 +123,7 @@ def _decode(head: bytes, body: bytes) -> Message:
         image = body if fields["has_image"] else None
         return Work(fields["id"], PredictRequest(fields["entries"], image, fields["text"]), fields["request_id"])
     if kind == "Done":
-        return Done(fields["id"], Answer(fields["status"], body), fields["stages"])
+        return Done(fields["id"], Answer(fields["status"], body, fields["out_of_memory"]), fields["stages"])
     message: Message = _PLAIN[kind].validate_python(fields)
     return message
 

@@ -31,5 +31,8 @@ class Answer:
 
     status: int
     body: bytes
+    out_of_memory: bool = False
+    """Whether it failed for want of memory, and may not where nothing runs beside it."""
+
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     """The seconds that each stage of each task took, where they were measured: {task: {stage: seconds}}."""

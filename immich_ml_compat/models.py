@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from .catalog import ModelType, Task
 from .downloads import Downloader
 from .engine import Engine, EngineError
-from .errors import ModelInUseError, ModelOutputError, ModelUnavailableError
+from .errors import ModelInUseError, ModelMemoryError, ModelOutputError, ModelUnavailableError
 from .memory import release
 from .status import ModelFailure, ModelStatus
 from .store import ModelFiles, ModelKey, ModelStore
@@ -89,8 +89,8 @@ class _Slot:
 
     loading_since: float | None = None
     stays: bool = False
-    failure: tuple[float, str] | None = None
-    """When loading last failed, and the detail that those get who were waiting for it."""
+    failure: tuple[float, ModelUnavailableError] | None = None
+    """When loading last failed, and what those get who were waiting for it."""
 
 
 class Models:
@@ -146,7 +146,7 @@ class Models:
         try:
             with during(LOAD), slot.lock:
                 if slot.failure is not None and slot.failure[0] > came:
-                    raise ModelUnavailableError(slot.failure[1])
+                    raise type(slot.failure[1])(slot.failure[1].detail)
                 if slot.model is None:
                     self._load_for_all(key, slot)
             yield slot
@@ -236,24 +236,26 @@ class Models:
         try:
             self._load(key, slot)
         except ModelUnavailableError as error:
-            slot.failure = self._clock(), error.detail
+            slot.failure = self._clock(), error
             self._note_failure(key, error.detail)
             raise
 
     def _load(self, key: ModelKey, slot: _Slot) -> None:
         files = self._store.find(key) or self._downloader.fetch(key)
         self._make_room(slot, files.size())
+        failed = ModelUnavailableError
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 slot.model = self._load_once(key, slot, files)
             except _LOADING_ERRORS as error:
                 log.error("Loading %s failed (attempt %d of %d): %s", key, attempt, _ATTEMPTS, error)
                 # Where memory is short the files are not to blame.
-                if attempt < _ATTEMPTS and not isinstance(error, MemoryError):
+                failed = ModelMemoryError if isinstance(error, MemoryError) else ModelUnavailableError
+                if attempt < _ATTEMPTS and failed is not ModelMemoryError:
                     files = self._repair(key, files)
             else:
                 return
-        raise ModelUnavailableError(f"Failed to load model '{key.name}'")
+        raise failed(f"Failed to load model '{key.name}'")
 
     def _load_once(self, key: ModelKey, slot: _Slot, files: ModelFiles) -> Model:
         slot.loading_since = start = self._clock()

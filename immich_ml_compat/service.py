@@ -14,10 +14,10 @@ from .answer import success
 from .catalog import ModelType, Task
 from .clip import embed_image, embed_text
 from .downloads import Downloader
-from .engine import EngineError
+from .engine import EngineError, EngineMemoryError
 from .engine_choice import choose
 from .engines import make_engine
-from .errors import InvalidInputError, RequestError, failure
+from .errors import ModelMemoryError, OutOfMemoryError, RequestError, failure
 from .faces import find_faces
 from .gpu import GpuMemory
 from .images import Photo
@@ -75,10 +75,12 @@ class Service:
                 return success({Task.CLIP: embed_text(plan.clip_text, request.text, self.models)}, None)
         except RequestError as error:
             log.log(logging.ERROR if error.status >= 500 else logging.INFO, "%d: %s", error.status, error.detail)
-            return failure(error.status, error.detail)
+            short = isinstance(error, ModelMemoryError | OutOfMemoryError)
+            return failure(error.status, error.detail, out_of_memory=short)
         except EngineError as error:
             log.error("Inference failed: %s", error)
-            return failure(500, "Inference failed; the server's log says why")
+            short = isinstance(error, EngineMemoryError)
+            return failure(500, "Inference failed; the server's log says why", out_of_memory=short)
 
     def status(self, busy: int) -> WorkerStatus:
         """Say what this process holds and does; so many requests are being worked on."""
@@ -136,8 +138,9 @@ class Service:
         except (MemoryError, cv2.error) as error:
             if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
                 raise
-            log.warning("Out of memory on an image; fewer MACHINE_LEARNING_REQUEST_THREADS need less")
-            raise InvalidInputError("The image takes more memory than there is") from None
+            cause = f" ({error})" if isinstance(error, EngineMemoryError) else ""
+            log.warning("Out of memory on an image%s; fewer MACHINE_LEARNING_REQUEST_THREADS need less", cause)
+            raise OutOfMemoryError("The image takes more memory than there is") from None
 
     def _run(self, plan: Plan, photo: Photo) -> dict[str, Any]:
         results: dict[str, Any] = {}

@@ -31,6 +31,7 @@ from .names import ModelNames, UnknownModelError
 from .plan import plan_request
 from .process import Patience, StartError, WorkerProcess
 from .readiness import Readiness
+from .room import BodyRoom
 from .settings import ConfigurationError, Settings
 from .store import ModelStore
 from .tls import server_context
@@ -40,7 +41,8 @@ from .ui_api import create_ui
 
 log = logging.getLogger(__name__)
 
-_SHUTDOWN_S = 8
+_CLOSING_S = 2
+"""Seconds for closed requests to end."""
 
 
 def serve(settings: Settings) -> None:
@@ -62,17 +64,36 @@ def serve(settings: Settings) -> None:
         log_level=max(settings.log_level, logging.WARNING),
         access_log=False,
         timeout_keep_alive=settings.http_keepalive_timeout_s,
-        timeout_graceful_shutdown=_SHUTDOWN_S,
+        timeout_graceful_shutdown=settings.shutdown_timeout + _CLOSING_S,
         server_header=False,
     )
     host, port = listener.getsockname()[:2]
     scheme = "http" if context is None else "https"
     log.info("Serving on %s", f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
-    _Server(config).run(sockets=[listener])
+    _Server(config, settings.shutdown_timeout).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """An HTTP server for which being asked to stop is no failure: its exit code is then 0."""
+
+    def __init__(self, config: uvicorn.Config, shutdown_s: float) -> None:
+        super().__init__(config)
+        self._shutdown_s = shutdown_s
+        self._closed = 0
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, finish what fits in the time, close the rest, and say how many there were of each."""
+        running = len(self.server_state.tasks)
+        closing = asyncio.get_running_loop().call_later(self._shutdown_s, self._close_rest)
+        await super().shutdown(sockets)
+        closing.cancel()
+        log.info("Stopped; of the requests in flight %d were finished, %d closed", running - self._closed, self._closed)
+
+    def _close_rest(self) -> None:
+        """Leave those whom uvicorn would give a 500: to them it is a server that has gone."""
+        for connection in list(self.server_state.connections):
+            self._closed += 1
+            connection.transport.abort()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -116,7 +137,8 @@ def build_app(settings: Settings, names: ModelNames) -> ASGIApp:
         await dispatcher.close()
 
     limits = BodyLimits(settings.max_body_mb, settings.header_timeout_s)
-    app = create_app(answer, lambda: dispatcher.trouble, lifespan, limits, timed=settings.ui)
+    room = BodyRoom(settings.queue_mb)
+    app = create_app(answer, lambda: dispatcher.trouble, lifespan, limits, room, timed=settings.ui)
     monitor.add_to(app)
     if settings.ui:
         app.include_router(_ui(settings, names, dispatcher, limits))

@@ -225,8 +225,14 @@ class Settings(BaseSettings):
     max_body_mb: int = Field(default=64, ge=1, le=100_000)
     """The most megabytes of a request's body."""
 
+    queue_mb: int = Field(default=512, ge=1, le=1_000_000)
+    """The most megabytes of bodies that are held; further ones wait in their sockets."""
+
     max_image_pixels: int = Field(default=178_956_970, ge=1, le=178_956_970)
     """The most pixels of a photo; not beyond Pillow's own limit, which holds inside its decoders too."""
+
+    shutdown_timeout: int = Field(default=8, ge=0, le=3600)
+    """Seconds that requests have to be finished once the server is told to stop."""
 
     access_token: Annotated[SecretStr, AfterValidator(_token)] | None = None
     """What a request must carry to be answered; None: everybody is answered."""

@@ -18,6 +18,7 @@ from .body import BodyLimits, receive_body
 from .catalog import NAMES, TYPES, ModelType, Task
 from .messages import Answer, ModelChange
 from .openapi import Responses, refusal
+from .room import BodyRoom
 from .status import ServerStatus
 from .store import ModelStore
 
@@ -113,7 +114,9 @@ async def read_order(request: Request, limits: BodyLimits) -> ChangeOrder:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "The body must be application/json")
     try:
-        order = ChangeOrder.model_validate_json(b"".join([piece async for piece in receive_body(request, limits)]))
+        with BodyRoom(1).place() as place:  # an order waits behind no photo
+            body = b"".join([piece async for piece in receive_body(request, limits, place)])
+        order = ChangeOrder.model_validate_json(body)
     except ValidationError as error:
         raise HTTPException(422, _explain(error)) from None
     except ClientDisconnect:

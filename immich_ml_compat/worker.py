@@ -82,6 +82,8 @@ class Worker:
         except BaseException:  # libraries in Rust panic with one that is no Exception
             log.exception("A request failed in a way that nobody thought of")
             answer = failure(500, "Internal error; the server's log says where")
+        if answer.out_of_memory:
+            self._service.models.release()
         with suppress(LinkClosedError):
             self._line.send(Done(work.id, answer, stages))
         with self._lock:

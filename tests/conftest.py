@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from immich_ml_compat.store import ModelStore
 from .downloading import AT_ONCE, REPOSITORY, Make, contents
 from .hub import TestHub, running_hub
 from .model_folders import write_models
+from .oracles import missing
 from .server import Server, running_server
 
 
@@ -65,3 +67,19 @@ def make(hub: TestHub, store: ModelStore) -> Make:
         return Downloader(store, **{"hubs": hubs, "patience": AT_ONCE, "pause_s": 0.0, **options})
 
     return make
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a small file system, which needs root."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        command = f"mount -t tmpfs -o {options} test {folder} 2>/dev/null"
+        if os.geteuid() != 0 or os.system(command) != 0:
+            missing("the right to mount a file system")
+        return folder
+
+    yield mount
+    os.system(f"umount -l {folder} 2>/dev/null")

@@ -14,6 +14,7 @@ from immich_ml_compat.body import BodyLimits
 from immich_ml_compat.connection import PatientConnection
 from immich_ml_compat.http_api import create_app
 from immich_ml_compat.messages import Answer, PredictRequest
+from immich_ml_compat.room import BodyRoom
 
 ENTRIES = '{"clip":{"visual":{"modelName":"ViT-B-32__openai"}}}'
 MULTIPART = "multipart/form-data; boundary=B"
@@ -26,7 +27,12 @@ UNFINISHED_PART = pytest.mark.filterwarnings("ignore:Unclosed file <tempfile.Spo
 
 
 @contextmanager
-def serving(answer: Callable[[PredictRequest], Answer], threads: int = 2, limits: BodyLimits = LIMITS) -> Iterator[str]:
+def serving(
+    answer: Callable[[PredictRequest], Answer],
+    threads: int = 2,
+    limits: BodyLimits = LIMITS,
+    room: BodyRoom | None = None,
+) -> Iterator[str]:
     """Serve an answerer from a thread, as the server does; yield the address."""
     limiter = anyio.CapacityLimiter(threads)
 
@@ -34,7 +40,7 @@ def serving(answer: Callable[[PredictRequest], Answer], threads: int = 2, limits
         return await anyio.to_thread.run_sync(answer, request, limiter=limiter)
 
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(in_thread, lambda: None, limits=limits)
+    app = create_app(in_thread, lambda: None, limits=limits, room=room)
     connection = PatientConnection.with_patience(limits.patience_s)
     server = uvicorn.Server(uvicorn.Config(app, http=connection, ws="none", log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -168,6 +168,31 @@ def test_a_worker_never_has_more_than_it_has_room_for() -> None:
     run(body)
 
 
+SHORT = Answer(400, b'{"detail":"memory"}', out_of_memory=True)
+
+
+def test_what_runs_out_of_memory_is_run_again_alone() -> None:
+    async def body() -> None:
+        worker = FakeWorker(SHORT, SHORT, room=3)
+        queue = dispatcher(worker)
+        answers = await asyncio.gather(*(queue.answer(REQUEST) for _ in range(6)))
+        assert answers == [GOOD] * 6
+        assert len(worker.taken) == 8
+
+    run(body)
+
+
+def test_what_runs_out_of_memory_alone_is_answered_so() -> None:
+    async def body() -> None:
+        worker = FakeWorker(SHORT, SHORT, room=3)
+        queue = dispatcher(worker)
+        assert await queue.answer(REQUEST) == SHORT
+        assert len(worker.taken) == 2
+        assert await queue.answer(REQUEST) == GOOD
+
+    run(body)
+
+
 class SlowWorker(FakeWorker):
     """A worker that answers when it is told to."""
 
@@ -476,5 +501,24 @@ def test_a_change_where_no_worker_starts_is_refused(monkeypatch: pytest.MonkeyPa
         queue = dispatcher()
         await queue.answer(REQUEST)
         assert (await queue.change(LOAD)).status == 503
+
+    run(body)
+
+
+def test_what_waited_longer_than_immich_would_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "LONGEST_WAIT_S", 0.2)
+
+    async def body() -> None:
+        worker = SlowWorker(room=2)
+        queue = dispatcher(worker)
+        begun = [asyncio.ensure_future(queue.answer(REQUEST)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        late = await asyncio.gather(*(queue.answer(REQUEST) for _ in range(3)))
+        assert [answer.status for answer in late] == [503] * 3
+        assert b"Immich waits no longer" in late[0].body
+        assert len(worker.taken) == 2
+        while worker.has:
+            worker.finish(0)
+        assert await asyncio.gather(*begun) == [GOOD] * 2, "what was begun is finished"
 
     run(body)

@@ -1,12 +1,11 @@
 """Downloads with the real clients from a hub on 127.0.0.1, and everything that can go wrong."""
 
 import json
-import os
 import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -433,22 +432,6 @@ def test_a_cache_folder_that_cannot_be_made(hub: TestHub, tmp_path: Path) -> Non
     assert f"{store.folder} cannot be written to (Not a directory). Mount it writable" in line
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a small file system, which needs root."""
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-
-    def mount(options: str) -> Path:
-        command = f"mount -t tmpfs -o {options} test {folder} 2>/dev/null"
-        if os.geteuid() != 0 or os.system(command) != 0:
-            pytest.skip("mounting needs root and the right to mount; the simulated disks are tested everywhere")
-        return folder
-
-    yield mount
-    os.system(f"umount {folder} 2>/dev/null")
-
-
 def test_a_disk_that_fills_up_meanwhile(hub: TestHub, mount: Callable[[str], Path]) -> None:
     hub.lengths = False  # it comes as a surprise
     store = ModelStore(mount("size=1m"))
@@ -466,3 +449,12 @@ def test_a_read_only_folder(hub: TestHub, mount: Callable[[str], Path]) -> None:
     line = failure(Downloader(store, hubs={"huggingface": lambda: HuggingFace(hub.url)}))
     assert f"{store.folder} cannot be written to (Read-only file system). Mount it writable" in line
     assert hub.requests == []
+
+
+def test_a_hub_that_hangs_in_the_middle_of_a_file(make: Make, hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("immich_ml_compat.downloads.hub.TIMEOUT", 1.0)
+    held = hub.fault(GRAPH, hold_at=1000)
+    make().fetch(VISUAL)
+    held.release.set()
+    first, second = (request.first_byte for request in hub.downloads(GRAPH))
+    assert (first, second > 0) == (0, True)

@@ -124,7 +124,7 @@ def test_memory_that_runs_out_after_decoding_is_told(
     entries = '{"facial-recognition":{"detection":{"modelName":"buffalo_s"}}}'
     request = PredictRequest(entries, image=seeds("PNG")[0][1])
     answerer = service.Service(Settings(cache_folder=tmp_path))
-    assert answerer.answer(request) == failure(400, "The image takes more memory than there is")
+    assert answerer.answer(request) == failure(400, "The image takes more memory than there is", out_of_memory=True)
     monkeypatch.setattr(service, "find_faces", broken)
     with pytest.raises(cv2.error):  # a mistake of ours stays one
         answerer.answer(request)

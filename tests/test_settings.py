@@ -70,6 +70,8 @@ VARIABLES: list[tuple[str, str, object, tuple[str, object], str | None]] = [
     ("http_keepalive_timeout_s", f"{P}HTTP_KEEPALIVE_TIMEOUT_S", 2, ("30", 30), "soon"),
     ("header_timeout_s", f"{P}HEADER_TIMEOUT_S", 30, ("5", 5), "0"),
     ("max_body_mb", f"{P}MAX_BODY_MB", 64, ("100", 100), "0"),
+    ("queue_mb", f"{P}QUEUE_MB", 512, ("64", 64), "0"),
+    ("shutdown_timeout", f"{P}SHUTDOWN_TIMEOUT", 8, ("0", 0), "-1"),
     ("max_image_pixels", f"{P}MAX_IMAGE_PIXELS", 178_956_970, ("1000000", 1_000_000), "178956971"),
     ("access_token", f"{P}ACCESS_TOKEN", None, ("Az09._~+=-", SecretStr("Az09._~+=-")), None),
     ("tls_cert", f"{P}TLS_CERT", None, ("/tls/cert.pem", Path("/tls/cert.pem")), None),

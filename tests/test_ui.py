@@ -364,5 +364,5 @@ def test_the_models_to_choose_from_are_those_on_disk_and_those_known(root: str) 
 
 
 def test_stages_are_written_as_server_timing() -> None:
-    answer = Answer(200, b"", {"ocr": {"detection": 0.0421, "reading": 1.5}, "clip": {"run": 0.0}})
+    answer = Answer(200, b"", stages={"ocr": {"detection": 0.0421, "reading": 1.5}, "clip": {"run": 0.0}})
     assert server_timing(answer) == "ocr.detection;dur=42.1, ocr.reading;dur=1500.0, clip.run;dur=0.0"

@@ -206,8 +206,9 @@ def test_a_worker_that_hangs_is_killed_and_loses_nothing(start: Start) -> None:
     server = start(worker_heartbeat_timeout_s=2)
     assert server.predict(READ, PHOTO).status_code == 200
     (worker,) = workers(server)
-    worker.suspend()
     jobs = in_flight(server, 4)
+    time.sleep(0.1)
+    worker.suspend()
     assert httpx.get(f"{server.url}/ping", timeout=2).text == "pong"
     assert [job.result().status_code for job in jobs] == [200] * 4
     assert "it was silent for 2 s and was killed" in server.log.read_text()

@@ -20,6 +20,20 @@ class EngineError(Exception):
     """A graph could not be loaded or run; the message names the file and the engine's own cause."""
 
 
+class EngineMemoryError(EngineError, MemoryError):
+    """The engine had too little memory: alone, or later, it may have enough."""
+
+
+# What ONNX Runtime, CUDA, OpenVINO and the C++ library say when there is no memory.
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate memory", "out of memory", "not enough memory")
+
+
+def engine_error(path: Path, cause: str) -> EngineError:
+    """Return the error for what an engine says of the graph at `path`."""
+    kind = EngineMemoryError if any(words in cause.lower() for words in _OUT_OF_MEMORY) else EngineError
+    return kind(f"{path}: {' '.join(cause.split())}")
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One input or output of a graph: its name, numpy dtype and shape (None where an axis is free)."""

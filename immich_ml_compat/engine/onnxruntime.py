@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ..memory import release
-from . import Array, EngineError, OneByOne, TensorInfo
+from . import Array, EngineError, OneByOne, TensorInfo, engine_error
 from .onnx_file import block, varint
 from .optimized import DATA_SUFFIX, OptimizedGraphs
 from .packed_weights import align_weights
@@ -157,7 +157,7 @@ class OnnxRuntimeEngine:
             release()
             found = self._optimized_session(target).run(None, inputs)
         except _ERRORS as error:
-            raise EngineError(f"{path}: {error}") from error
+            raise engine_error(path, str(error)) from error
         if not all(map(_close, expected, found)):
             raise EngineError(f"{path}: its optimised form on disk gives other results")
 
@@ -174,7 +174,7 @@ class OnnxRuntimeEngine:
         try:
             session = ort.InferenceSession(path, options, providers=list(dict(providers).items()))
         except _ERRORS as error:
-            raise EngineError(f"{path}: {error}") from error
+            raise engine_error(path, str(error)) from error
         self._check_provider(provider, session.get_providers())
         return session
 
@@ -204,7 +204,7 @@ class OnnxRuntimeSession(OneByOne):
         try:
             outputs: list[Array] = self._session.run(None, dict(inputs))
         except _ERRORS as error:
-            raise EngineError(f"{self._path}: {error}") from error
+            raise engine_error(self._path, str(error)) from error
         return outputs
 
 

@@ -12,7 +12,7 @@ import openvino as ov
 from openvino import frontend
 
 from ..memory import release_pages
-from . import Array, EngineError, OneByOne, TensorInfo
+from . import Array, EngineError, OneByOne, TensorInfo, engine_error
 from .outline import outline
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -86,7 +86,7 @@ class OpenVinoEngine:
                 model = _read(path, graph)
                 compiled = self._core.compile_model(model, self.device, self._properties())
         except (*_ERRORS, OSError) as error:
-            raise EngineError(f"{path}: {_cause(error)}") from error
+            raise engine_error(path, _cause(error)) from error
         found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if found != _HINTS[self.precision]:
             raise EngineError(f"{path}: OpenVINO would run it in {found} on the {self.device}, not {self.precision}")
@@ -134,7 +134,7 @@ class OpenVinoSession(OneByOne):
             # The outputs are copies: the request's own memory is the next run's.
             outputs: list[Array] = list(request.infer(dict(inputs), share_inputs=True).to_tuple())
         except _ERRORS as error:
-            raise EngineError(f"{self._path}: {_cause(error)}") from error
+            raise engine_error(self._path, _cause(error)) from error
         finally:
             self._requests.put(request)
         self._release_weights(tuple(length for values in inputs.values() for length in values.shape[:1]))

@@ -117,5 +117,5 @@ def _remove_forgotten(making: Path) -> None:
         age = time.time() - making.stat().st_mtime
     except OSError:
         return
-    if age > _FORGET_S:
+    if abs(age) > _FORGET_S:  # the clock may have been set back
         shutil.rmtree(making, ignore_errors=True)

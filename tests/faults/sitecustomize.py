@@ -1,7 +1,8 @@
 """Faults for server processes under test: Python imports this by itself where it stands on PYTHONPATH.
 
 An inference worker dies of a photo that is `fault:SIGNAL` and panics at `fault:panic`; a model load hangs while the
-file that FAULT_SLOW_LOAD names exists, a run of a graph while the one that FAULT_SLOW_RUN names does.
+file that FAULT_SLOW_LOAD names exists, a run of a graph while the one that FAULT_SLOW_RUN names does. In every process
+the clock is a year behind while the file that FAULT_CLOCK names exists.
 """
 
 import os
@@ -10,6 +11,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+now = time.time
+
+if "FAULT_CLOCK" in os.environ:
+    time.time = lambda: now() - 365 * 86400 * Path(os.environ["FAULT_CLOCK"]).exists()
 
 if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
     from immich_ml_compat import service
