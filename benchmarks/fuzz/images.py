@@ -95,8 +95,7 @@ async def run(images: Iterable[Picture]) -> Outcome:
     waiting: dict[int, tuple[Picture, float]] = {}
 
     async def hear() -> None:
-        message = await worker.receive()
-        assert isinstance(message, Done)
+        message = await _answer(worker)
         picture, start = waiting.pop(message.id)
         outcome.add(picture, message.answer, time.perf_counter() - start)
 
@@ -119,11 +118,17 @@ async def run(images: Iterable[Picture]) -> Outcome:
     return outcome
 
 
+async def _answer(worker: WorkerProcess) -> Done:
+    """Wait for the next answer, past what the worker tells of itself."""
+    while not isinstance(message := await worker.receive(), Done):
+        pass
+    return message
+
+
 async def _limit(worker: WorkerProcess) -> float:
     """Have the models loaded, and let the process grow by ROOM_MB and no more. Returns the limit (MB)."""
     worker.send(Work(0, PredictRequest(_ENTRIES[-1], seeds("PNG")[0][1])))
-    message = await worker.receive()
-    assert isinstance(message, Done), message
+    message = await _answer(worker)
     assert message.answer.status == 200, message.answer
     limit_mb = _status_mb(worker.pid, "VmSize") + ROOM_MB
     limit = int(limit_mb * 2**20)
