@@ -20,6 +20,7 @@ test: lint $(VENV)/.oracles
 soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.soak_load
+	$(BIN)/python -m benchmarks.soak_images
 	$(BIN)/python -m benchmarks.fuzz.images
 	$(BIN)/python -m benchmarks.fuzz.http
 

@@ -1,6 +1,6 @@
 """Images of random size and text, thousands of them: what the processes hold must not grow with the shapes that came.
 
-    python -m benchmarks.soak_images CACHE [COUNT]
+    python -m benchmarks.soak_images [COUNT] [--cache FOLDER]
 
 Every image is read and searched for faces, every tenth gets a CLIP vector as well, four at a time. Prints the memory
 (PSS, all processes) every 500 images, and fails where the median of the last ten looks is more than 5 % above that of
@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .forms import CONTENT_TYPE, form
+from .models import write_models
 from .photos import chinese, english, font
 from .replay import Usage
 from .servers import Server, ours
@@ -63,9 +64,12 @@ def ask(server: Server, number: int, image: bytes) -> None:
 def main() -> int:
     """Send the images."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("cache", type=Path)
     parser.add_argument("count", type=int, nargs="?", default=10_000)
+    parser.add_argument(
+        "--cache", type=Path, default=Path(__file__).parent / ".cache", help="models, made where missing"
+    )
     options = parser.parse_args()
+    write_models(options.cache)
     held: list[float] = []
     drawn = images()
     with ours(options.cache, {}) as server, ThreadPoolExecutor(IN_FLIGHT) as pool:
