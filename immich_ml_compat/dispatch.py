@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Protocol
 
@@ -21,8 +20,8 @@ from .errors import failure
 from .link import Alive, Change, Done, Work
 from .messages import Answer, ModelChange, PredictRequest
 from .process import StartError, WorkerDiedError, WorkerProcess
-from .status import ServerStatus, WorkerStatus
-from .trace import request_id
+from .seats import Job, Order, Seat
+from .status import ServerStatus
 
 log = logging.getLogger(__name__)
 
@@ -38,82 +37,6 @@ LONGEST_WAIT_S = 300.0
 
 
 _CLOCK_S = 0.05  # timers may fire a little early
-
-
-@dataclass(eq=False)
-class Job:
-    """One request on its way to an answer."""
-
-    id: int
-    request: PredictRequest
-    answer: asyncio.Future[Answer]
-    until: float
-    """By the loop's clock: when it need not be begun any more."""
-
-    request_id: str = field(default_factory=request_id)
-    """What logs call it."""
-
-    queued_at: float = field(default_factory=time.monotonic)
-    alone: bool = False
-    """Whether it was in a worker that died, or ran out of memory: it is run again with nothing beside it."""
-
-    @property
-    def bytes(self) -> int:
-        """What its photo or text takes."""
-        return len(self.request.image or b"") + len(self.request.text or "")
-
-    @property
-    def is_search(self) -> bool:
-        """Whether it is a text to embed: short work that a person waits for."""
-        return self.request.image is None
-
-
-@dataclass(eq=False)
-class Order:
-    """A change of models on its way to one worker."""
-
-    message: Change
-    answer: asyncio.Future[Answer]
-
-
-@dataclass(eq=False)
-class Seat:
-    """The place of one worker: the device it is for, the process there now, and what it is working on."""
-
-    device_id: int
-    process: WorkerProcess | None = None
-    starting: bool = False
-    resting: bool = False
-    """Whether starting failed so often that the next attempt waits."""
-
-    failed_starts: int = 0
-    answered: int = 0
-    status: WorkerStatus | None = None
-    """What the worker told of itself last."""
-
-    jobs: dict[int, Job] = field(default_factory=dict)
-    orders: dict[int, Order] = field(default_factory=dict)
-    """Beside the jobs: they take no room, and nothing runs them again."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether a worker can be started here."""
-        return self.process is None and not self.starting and not self.resting
-
-    def has_room(self, job: Job, photos_wait: bool) -> bool:
-        """Tell whether this seat's worker can take a job now.
-
-        A search has a place beside the photos, and more only while no photo waits: neither kind starves the other.
-        """
-        if self.process is None or any(other.alone for other in self.jobs.values()):
-            return False
-        if job.alone:
-            return not self.jobs
-        searches = sum(other.is_search for other in self.jobs.values())
-        if job.is_search and photos_wait and searches:
-            return False
-        photos = len(self.jobs) - searches
-        return len(self.jobs) < self.process.room + 1 and (job.is_search or photos < self.process.room)
 
 
 class Observer(Protocol):
@@ -236,9 +159,11 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Give waiting requests, each kind in its order, to workers with room; start a worker where there is none."""
-        for queue in (self._searches, self._photos):
+        for queue in sorted((self._searches, self._photos), key=lambda queue: not (queue and queue[0].alone)):
             while queue and self._place(queue[0]):
                 queue.popleft()
+            if queue and queue[0].alone:
+                break  # whatever is placed meanwhile keeps workers from being free for it
         if (self._searches or self._photos) and not any(seat.starting for seat in self._seats):
             empty = next((seat for seat in self._seats if seat.empty), None)
             if empty is not None:
@@ -329,7 +254,7 @@ class Dispatcher:
             if isinstance(message, Done):
                 seat.answered += 1
                 seat.failed_starts = 0
-                self._take_answer(seat.jobs.pop(message.id), replace(message.answer, stages=message.stages))
+                self._take_answer(seat.jobs.pop(message.id), message.answer)
                 del message  # an answer need not be held until the next one comes
                 self._pump()
             elif isinstance(message, Alive):

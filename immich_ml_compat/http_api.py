@@ -38,7 +38,7 @@ def create_app(
 
     Bodies take their place in `room`; `timed` answers say what took how long.
     """
-    room = room or BodyRoom(512)
+    room = room or BodyRoom()
     app = FastAPI(title="Immich ML", version=__version__, lifespan=lifespan)
 
     @app.get("/", summary="Say who is here")

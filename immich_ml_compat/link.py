@@ -66,11 +66,10 @@ class Alive:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer to a request; `stages` has the seconds that each stage of each task took: {task: {stage: seconds}}."""
+    """The answer to a request."""
 
     id: int
     answer: Answer
-    stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +98,9 @@ def encode(message: Message) -> list[bytes]:
             head = {"kind": "Work", "id": id, "entries": request.entries, "text": request.text}
             head |= {"has_image": request.image is not None, "request_id": request_id}
             body = request.image or b""
-        case Done(id, answer, stages):
-            head, body = {"kind": "Done", "id": id, "status": answer.status, "stages": stages}, answer.body
-            head["out_of_memory"] = answer.out_of_memory
+        case Done(id, answer):
+            head, body = {"kind": "Done", "id": id, "status": answer.status}, answer.body
+            head |= {"out_of_memory": answer.out_of_memory, "stages": answer.stages}
         case _:
             head, body = {"kind": type(message).__name__, **asdict(message)}, b""
     encoded = orjson.dumps(head)
@@ -123,7 +122,7 @@ def _decode(head: bytes, body: bytes) -> Message:
         image = body if fields["has_image"] else None
         return Work(fields["id"], PredictRequest(fields["entries"], image, fields["text"]), fields["request_id"])
     if kind == "Done":
-        return Done(fields["id"], Answer(fields["status"], body, fields["out_of_memory"]), fields["stages"])
+        return Done(fields["id"], Answer(fields["status"], body, fields["out_of_memory"], fields["stages"]))
     message: Message = _PLAIN[kind].validate_python(fields)
     return message
 
@@ -143,9 +142,10 @@ class WorkerEnd:
 
     def send(self, message: Message) -> None:
         """Send a message; several threads may. Raises LinkClosedError when the front has gone."""
+        chunks = encode(message)
         try:
             with self._sending:
-                for chunk in encode(message):
+                for chunk in chunks:
                     self._connection.sendall(chunk)
         except OSError as error:
             raise LinkClosedError from error

@@ -80,7 +80,7 @@ class Metrics:
     def heard(self, message: Done | Alive) -> None:
         """Count what a worker tells."""
         if isinstance(message, Done):
-            for task, stages in message.stages.items():
+            for task, stages in message.answer.stages.items():
                 for stage, seconds in stages.items():
                     self._stages.labels(task, stage).observe(seconds)
             return

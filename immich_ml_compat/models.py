@@ -173,7 +173,7 @@ class Models:
             if slot.users:
                 raise ModelInUseError(f"Model '{key.name}' is in use; unload it when its requests are done")
             self._unload([key], "asked to")
-        release()
+        self.release()
 
     def execution_provider(self, key: ModelKey) -> str:
         """Return what a model runs on, loading it if need be. Raises ModelUnavailableError."""

@@ -7,16 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from . import __version__
-from .catalog import ModelType, Task
+from .catalog import TYPES, ModelType, Task
 from .engine_choice import Choice
 from .status import ModelFailure, ServerStatus, WorkerStatus
 from .store import ModelKey, ModelStore
-
-_TYPES = {
-    Task.CLIP: (ModelType.VISUAL, ModelType.TEXTUAL),
-    Task.FACES: (ModelType.DETECTION, ModelType.RECOGNITION),
-    Task.OCR: (ModelType.DETECTION, ModelType.RECOGNITION),
-}
 
 
 class Readiness:
@@ -58,7 +52,7 @@ class Readiness:
     def document(self, status: ServerStatus) -> dict[str, Any]:
         """Return it all, for JSON. Looks at the disk."""
         loaded = {_key(model.task, model.name, model.type) for worker in status.workers for model in worker.models}
-        here = {ModelKey(task, name, kind) for task, name in self._store.models() for kind in _TYPES[task]}
+        here = {ModelKey(task, name, kind) for task, name in self._store.models() for kind in TYPES[task]}
         keys = sorted(
             loaded | self._asked | set(self._failures) | {key for key in here if self._store.find(key)}, key=str
         )

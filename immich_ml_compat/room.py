@@ -46,7 +46,7 @@ class _Line:
 class BodyRoom:
     """Room for so many bytes of bodies. Lives in one event loop."""
 
-    def __init__(self, most_mb: int) -> None:
+    def __init__(self, most_mb: int = 512) -> None:
         most = most_mb * _MEGABYTE
         self._small = _Line(most // _SHARE_OF_SMALL)
         self._large = _Line(most - most // _SHARE_OF_SMALL)

@@ -12,18 +12,20 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import cv2
 
 from .errors import failure
 from .link import Alive, Change, Done, Failed, Idle, LinkClosedError, Ready, Stop, Work, WorkerEnd
 from .logs import set_up_logging
+from .messages import Answer, PredictRequest
 from .service import Service
 from .settings import ConfigurationError, Settings, load_settings
-from .timing import Stages, recording
+from .timing import recording
 from .trace import TRACE, Trace
 
 HEARTBEAT_S = 1.0
@@ -75,29 +77,31 @@ class Worker:
 
     def _do(self, work: Work) -> None:
         TRACE.set(Trace(work.request_id))  # until this thread's next request
-        stages: Stages = {}
-        try:
-            with recording() as stages:
-                answer = self._service.answer(work.request)
-        except BaseException:  # libraries in Rust panic with one that is no Exception
-            log.exception("A request failed in a way that nobody thought of")
-            answer = failure(500, "Internal error; the server's log says where")
-        if answer.out_of_memory:
-            self._service.models.release()
-        with suppress(LinkClosedError):
-            self._line.send(Done(work.id, answer, stages))
+        self._reply(work.id, lambda: self._answer(work.request))
         with self._lock:
             self._busy -= 1
             self._last_busy = time.monotonic()
 
+    def _answer(self, request: PredictRequest) -> Answer:
+        with recording() as stages:
+            answer = self._service.answer(request)
+        if answer.out_of_memory:
+            self._service.models.release()
+        return replace(answer, stages=stages)
+
     def _change(self, message: Change) -> None:
+        self._reply(message.id, lambda: self._service.change(message.change))
+
+    def _reply(self, number: int, work: Callable[[], Answer]) -> None:
+        """Send what the work gives, an error where there is none: nobody is left waiting."""
         try:
-            answer = self._service.change(message.change)
-        except BaseException:
-            log.exception("A change of models failed in a way that nobody thought of")
-            answer = failure(500, "Internal error; the server's log says where")
-        with suppress(LinkClosedError):
-            self._line.send(Done(message.id, answer))
+            self._line.send(Done(number, work()))
+        except LinkClosedError:
+            pass
+        except BaseException:  # libraries in Rust panic with one that is no Exception
+            log.exception("A request failed in a way that nobody thought of")
+            with suppress(LinkClosedError):
+                self._line.send(Done(number, failure(500, "Internal error; the server's log says where")))
 
     def _beat(self) -> None:
         with suppress(LinkClosedError):

@@ -199,18 +199,18 @@ class SlowWorker(FakeWorker):
     def __init__(self, room: int) -> None:
         super().__init__(room=room)
         self.has: list[Work] = []
-        self._done: asyncio.Queue[Work] = asyncio.Queue()
+        self._done: asyncio.Queue[Done] = asyncio.Queue()
 
     def send(self, work: Work | Change) -> None:
         assert isinstance(work, Work)
         self.taken.append(work)
         self.has.append(work)
 
-    def finish(self, place: int) -> None:
-        self._done.put_nowait(self.has.pop(place))
+    def finish(self, place: int, answer: Answer = GOOD) -> None:
+        self._done.put_nowait(Done(self.has.pop(place).id, answer))
 
     async def receive(self) -> Done | Idle:
-        return Done((await self._done.get()).id, GOOD)
+        return await self._done.get()
 
     def count(self, request: PredictRequest) -> int:
         return sum(work.request is request for work in self.has)
@@ -231,6 +231,32 @@ def test_a_search_is_taken_beside_photos_and_before_those_that_wait() -> None:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert await asyncio.gather(*photos, *searches) == [GOOD] * 12
+
+    run(body)
+
+
+@pytest.mark.parametrize(("first", "flood"), [(REQUEST, SEARCH), (SEARCH, REQUEST)])
+def test_a_flood_does_not_keep_a_request_from_being_alone(first: PredictRequest, flood: PredictRequest) -> None:
+    async def body() -> None:
+        worker = SlowWorker(room=2)
+        queue = dispatcher(worker)
+        answers = [asyncio.ensure_future(queue.answer(first))]
+        await asyncio.sleep(0.01)
+        answers += [asyncio.ensure_future(queue.answer(flood)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        worker.finish(0, SHORT)
+        for _ in range(9):  # there is always one that runs and one that waits
+            answers.append(asyncio.ensure_future(queue.answer(flood)))
+            await asyncio.sleep(0.01)
+            if worker.count(first):
+                break
+            worker.finish(0)
+        assert worker.count(first) == 1
+        assert worker.count(flood) == 0, "it is alone"
+        while worker.has:
+            worker.finish(0)
+            await asyncio.sleep(0.01)
+        assert await asyncio.gather(*answers) == [GOOD] * len(answers)
 
     run(body)
 

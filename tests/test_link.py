@@ -61,15 +61,16 @@ events = st.builds(
     downloads=numbers,
     failed_downloads=numbers,
 )
-answers = st.builds(Answer, status=st.integers(100, 599), body=st.binary(), out_of_memory=st.booleans())
+answers = st.builds(
+    Answer,
+    status=st.integers(100, 599),
+    body=st.binary(),
+    out_of_memory=st.booleans(),
+    stages=st.dictionaries(texts, st.dictionaries(texts, seconds, max_size=2), max_size=2),
+)
 messages = st.one_of(
     st.builds(Work, id=numbers, request=requests, request_id=texts),
-    st.builds(
-        Done,
-        id=numbers,
-        answer=answers,
-        stages=st.dictionaries(texts, st.dictionaries(texts, seconds, max_size=2), max_size=2),
-    ),
+    st.builds(Done, id=numbers, answer=answers),
     st.builds(Change, id=numbers, change=st.builds(ModelChange, load=st.booleans(), **model)),
     st.builds(Stop),
     st.builds(Ready, room=numbers),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import Array, Engine, EngineError, OneByOne, Session, TensorInfo
+from . import Array, Engine, EngineError, EngineMemoryError, OneByOne, Session, TensorInfo
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ class RetryInFull:
         """Load the graph at `path`, external data beside it included. Raises EngineError."""
         try:
             return RetryingSession(path, self.reduced.load(path), self.full)
+        except EngineMemoryError:
+            raise  # single precision takes more
         except EngineError as error:
             log.warning("Loaded in single precision instead: %s", error)
             return self.full.load(path)
