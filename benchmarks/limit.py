@@ -30,6 +30,9 @@ from .full_size_clip import image_tower
 from .models import CLIP, FACES, OCR, write_models
 from .photos import photos
 
+IN_FLIGHT = 8
+"""With so many requests the server is compared with it."""
+
 BATCHES = (1, 2, 4, 8)
 _LINE_HEIGHT = 48
 _LEAST_WIDTH_STEP = 32

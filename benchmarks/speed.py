@@ -112,9 +112,18 @@ def agreements(run: Run) -> list[dict[str, Any]]:
 
 
 def bare_limits(run: Run) -> dict[str, Any]:
-    """Measure what the machine could do at most."""
-    found = limit.limits(run.cache, [data for _, data in run.images], run.tasks, min(run.seconds, 3.0))
-    return {task: asdict(each) | {"per_s": each.per_s} for task, each in found.items()}
+    """Measure what the machine could do at most, and what this server does right before and after that."""
+    found: dict[str, Any] = {}
+    images, least_s = [data for _, data in run.images], min(run.seconds, 3.0)
+    with ours(run.cache, run.settings) as server:
+        run.warm(server)
+        for task in run.tasks:
+            served = partial(replay, server, (), run.requests, [Load(task, limit.IN_FLIGHT)], run.seconds)
+            before, most, after = served(), limit.limits(run.cache, images, [task], least_s)[task], served()
+            per_s = [figures["streams"][task]["per_s"] for figures in (before, after)]
+            found[task] = asdict(most) | {"per_s": most.per_s, "served_per_s": per_s}
+            note(f"limit, {task}: {most.per_s:.2f}/s, served {per_s[0]:.2f}/s before and {per_s[1]:.2f}/s after")
+    return found
 
 
 STAGES: dict[str, Callable[[Run], Any]] = {
