@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import python_multipart
@@ -34,10 +34,12 @@ IN_FLIGHT = 8
 """With so many requests the server is compared with it."""
 
 BATCHES = (1, 2, 4, 8)
+_TEXT_DETECTOR_SHAPE = (3, 736, 1088)
 _LINE_HEIGHT = 48
 _LEAST_WIDTH_STEP = 32
 
 Input = NDArray[np.float32]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,13 @@ def limits(cache: Path, images: Sequence[bytes], tasks: Sequence[str], least_s: 
     return found
 
 
+def longest_call_ms(cache: Path) -> float:
+    """Return what the call that nothing can cut, the text detector's, takes on one core with nothing beside it."""
+    run = bare_engines.engines()["ONNX Runtime"](cache / "ocr" / OCR / "detection/model.onnx", 1, 1)
+    values = np.random.default_rng(0).random((1, *_TEXT_DETECTOR_SHAPE), np.float32)
+    return _median_ms(run, [values])
+
+
 # ---------------------------------------------------------------- what there is to compute
 
 
@@ -118,7 +127,7 @@ def _workloads(cache: Path, images: Sequence[bytes], folder: Path) -> dict[str, 
     )
     return {
         "ocr": [
-            graph("text detector", ocr / "detection", same((3, 736, 1088), count)),
+            graph("text detector", ocr / "detection", same(_TEXT_DETECTOR_SHAPE, count)),
             graph("line recogniser", ocr / "recognition", lines),
         ],
         "faces": [
@@ -224,10 +233,10 @@ def _read_form(body: bytes) -> None:
     b"".join(parts)
 
 
-def _median_ms(work: Callable[[bytes], object], items: Sequence[bytes]) -> float:
+def _median_ms(work: Callable[[Item], object], items: Sequence[Item]) -> float:
     """Return the milliseconds of an item: for each the median of five, of all the mean."""
 
-    def once(item: bytes) -> float:
+    def once(item: Item) -> float:
         start = time.perf_counter()
         work(item)
         return (time.perf_counter() - start) * 1000

@@ -75,8 +75,8 @@ def throughput(run: Run) -> dict[str, Any]:
 
 
 def search(run: Run) -> dict[str, Any]:
-    """Time text searches with nothing else to do and behind images: server → alone, busy."""
-    found: dict[str, Any] = {}
+    """Time text searches alone and behind images (server → alone, busy), and the longest graph call."""
+    found: dict[str, Any] = {"longest_call_ms": limit.longest_call_ms(run.cache)}
     searching, seconds = Load(SEARCH, 1, SEARCH_PAUSE_S), max(run.seconds, LEAST_SEARCH_S)
     with ExitStack() as stack:
         pair = run.servers(stack)
