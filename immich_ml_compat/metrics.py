@@ -12,7 +12,6 @@ from prometheus_client.registry import Collector
 
 from . import __version__
 from .link import Alive, Done
-from .memory import resident_bytes
 from .status import ModelStatus, ServerStatus, WorkerStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -114,6 +113,8 @@ class _StatusCollector(Collector):
         queue = [(["photo"], status.queue_photos), (["search"], status.queue_searches)]
         yield _gauges("queue_requests", "Requests that wait for a worker.", ["kind"], queue)
         yield _gauge("queue_bytes", "What the waiting requests take.", status.queue_bytes)
+        yield _gauge("uploads_waiting", "Uploads that are held back, unread, for want of room.", status.uploads_waiting)
+        yield _gauge("upload_bytes", "What the bodies of requests take until they are answered.", status.upload_bytes)
         yield _gauge("requests_in_progress", "Requests that workers have in hand.", status.in_hand)
         yield _gauge("workers", "Inference workers that run.", len(status.workers))
         yield _counter("worker_starts", "Inference workers that were started.", status.starts)
@@ -151,7 +152,7 @@ def _key(model: ModelStatus) -> tuple[str, str, str]:
 
 
 def _memory(status: ServerStatus) -> Iterator[tuple[tuple[str, str], float]]:
-    yield ("front", ""), resident_bytes()
+    yield ("front", ""), status.memory_bytes
     for worker in status.workers:
         yield ("worker", str(worker.pid)), worker.memory_bytes
 

@@ -9,10 +9,11 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import uvicorn
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from .access import Access
@@ -25,6 +26,7 @@ from .environment import report_environment
 from .errors import RequestError, failure
 from .http_api import create_app
 from .machine import this_machine
+from .memory import resident_bytes
 from .messages import Answer, ModelChange, PredictRequest
 from .monitoring import Monitor
 from .names import ModelNames, UnknownModelError
@@ -33,6 +35,7 @@ from .process import Patience, StartError, WorkerProcess
 from .readiness import Readiness
 from .room import BodyRoom
 from .settings import ConfigurationError, Settings
+from .status import ServerStatus
 from .store import ModelStore
 from .tls import server_context
 from .trace import TRACE
@@ -116,7 +119,14 @@ def build_app(settings: Settings, names: ModelNames) -> ASGIApp:
     )
     preloaded = [names.key(*model) for model in settings.preload.models()]
     readiness = Readiness(ModelStore(settings.cache_folder), choose(settings, this_machine()), preloaded)
-    dispatcher.observer = monitor = Monitor(dispatcher.status, readiness)
+    limits = BodyLimits(settings.max_body_mb, settings.header_timeout_s)
+    room = BodyRoom(settings.queue_mb)
+
+    def status() -> ServerStatus:
+        uploads = {"uploads_waiting": room.waiting, "upload_bytes": room.held}
+        return replace(dispatcher.status(), **uploads, memory_bytes=resident_bytes())
+
+    dispatcher.observer = monitor = Monitor(status, readiness)
 
     async def answer(request: PredictRequest) -> Answer:
         # What is wrong with a request is said here: no worker has to be started for it.
@@ -136,25 +146,22 @@ def build_app(settings: Settings, names: ModelNames) -> ASGIApp:
         yield
         await dispatcher.close()
 
-    limits = BodyLimits(settings.max_body_mb, settings.header_timeout_s)
-    room = BodyRoom(settings.queue_mb)
     app = create_app(answer, lambda: dispatcher.trouble, lifespan, limits, room, timed=settings.ui)
     monitor.add_to(app)
     if settings.ui:
-        app.include_router(_ui(settings, names, dispatcher, limits))
+        change = partial(change_model, names, dispatcher)
+        app.include_router(create_ui(status, change, ModelStore(settings.cache_folder), limits))
     return Traced(app, monitor.metrics.finished)
 
 
-def _ui(settings: Settings, names: ModelNames, dispatcher: Dispatcher, limits: BodyLimits) -> APIRouter:
-    async def change(change: ModelChange) -> Answer:
-        try:
-            if change.load:
-                names.key(Task(change.task), ModelType(change.type), change.name)
-        except UnknownModelError as error:
-            return failure(422, str(error))
-        return await dispatcher.change(change)
-
-    return create_ui(dispatcher.status, change, ModelStore(settings.cache_folder), limits)
+async def change_model(names: ModelNames, dispatcher: Dispatcher, change: ModelChange) -> Answer:
+    """Load a model, by a name that requests may use, or unload one."""
+    try:
+        if change.load:
+            names.key(Task(change.task), ModelType(change.type), change.name)
+    except UnknownModelError as error:
+        return failure(422, str(error))
+    return await dispatcher.change(change)
 
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:

@@ -111,3 +111,12 @@ class ServerStatus:
 
     answered: int = 0
     """Answers that workers gave so far, errors included."""
+
+    uploads_waiting: int = 0
+    """Bodies of requests that are held back, unread, until there is room for them."""
+
+    upload_bytes: int = 0
+    """What the bodies that have room take, from their first byte until the answer."""
+
+    memory_bytes: int = 0
+    """What the front process holds, resident."""

@@ -5,7 +5,9 @@ import logging
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,27 @@ def test_memory_is_what_the_system_says(watched: Watched) -> None:
         "front": pytest.approx(front.memory_info().rss, rel=0.2),
         "worker": pytest.approx(worker.memory_info().rss, rel=0.2),
     }
+
+
+def test_uploads_are_counted_until_they_are_answered(watched: Watched) -> None:
+    """A body of which only a part has come has its place, and is not in the queue yet."""
+    assert watched.value("immich_ml_upload_bytes") == 0
+    port = int(watched.bare.rpartition(":")[2])
+    head = f"POST /{TOKEN}/predict HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+    begun = f"{head}Content-Length: 40000000\r\n\r\n--B".encode()
+    with ExitStack() as stack:
+
+        def upload(count: int) -> None:
+            for _ in range(count):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(begun)
+
+        upload(1)
+        eventually(lambda: watched.value("immich_ml_upload_bytes") == 40_000_000)
+        assert watched.value("immich_ml_uploads_waiting") == watched.value("immich_ml_queue_bytes") == 0
+        upload(12)
+        eventually(lambda: watched.value("immich_ml_uploads_waiting") == 1)
+        assert watched.value("immich_ml_upload_bytes") == 480_000_000
+    eventually(lambda: watched.value("immich_ml_upload_bytes") == 0)
 
 
 def test_the_models_in_memory_are_told(watched: Watched) -> None:

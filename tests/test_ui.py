@@ -158,6 +158,21 @@ def test_a_model_is_preloaded_and_unloaded(chrome: Chrome, root: str) -> None:
     assert loaded(root) == set()
 
 
+def test_memory_is_that_of_all_processes(chrome: Chrome, root: str) -> None:
+    """Without a worker too: then it is the front's."""
+
+    def shown() -> float:
+        (number,) = re.findall(r"^memory\n.*\n([\d.]+) MB$", text_of(chrome, "#plots"), re.MULTILINE)
+        return float(number) * 1e6
+
+    def held() -> float:
+        status = httpx.get(f"{root}/ui/status").json()
+        assert status["memory_bytes"] > 20e6
+        return float(status["memory_bytes"] + sum(worker["memory_bytes"] for worker in status["workers"]))
+
+    wait(chrome, lambda: shown() == pytest.approx(held(), rel=0.05))
+
+
 def test_what_cannot_be_preloaded_is_told(chrome: Chrome) -> None:
     write(chrome, "#name", MARKUP)
     press(chrome, "#preload button")
@@ -250,11 +265,13 @@ def test_the_page_asks_only_while_it_is_seen(chrome: Chrome) -> None:
 def test_it_speaks_chinese_and_fits_a_phone_in_the_dark(chrome: Chrome, root: str) -> None:
     light = find(chrome, "body")[0].value_of_css_property("background-color")
     assert "Models in memory" in text_of(chrome, "h2")
+    change(root, "load", task="facial-recognition", name="buffalo_l")  # an error with a long path in it
     speak(chrome, "zh-CN")
     dark(chrome, True)
     phone(chrome)
     try:
         open_page(chrome, root)
+        wait(chrome, lambda: "buffalo_l" in text_of(chrome, ".worker .bad"))
         assert text_of(chrome, "h2").splitlines() == ["内存中的模型", "试一张照片"]
         left = set(re.findall("[A-Za-z]+", text_of(chrome, "header, h2, label, button, .plot")))
         assert left <= {"Immich", "ML", "CLIP", "OCR", "MB"}

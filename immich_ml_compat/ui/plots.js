@@ -68,9 +68,9 @@ export function plot(status) {
   const answered = before ? status.answered - before.answered : 0;
   if (seconds > 0 && seconds < GAP_MS / 1000 && answered >= 0) show("rate", time, answered / seconds);
   before = { time, answered: status.answered };
-  show("waiting", time, status.queue_photos + status.queue_searches);
+  show("waiting", time, status.queue_photos + status.queue_searches + status.uploads_waiting);
   show("hand", time, status.in_hand);
-  show("memory", time, sum(status.workers.map((worker) => worker.memory_bytes)));
+  show("memory", time, status.memory_bytes + sum(status.workers.map((worker) => worker.memory_bytes)));
   const vram = status.workers.map((worker) => worker.vram_bytes).filter((used) => used !== null);
   if (vram.length || PLOTS.vram.points.length) show("vram", time, sum(vram));
 }
