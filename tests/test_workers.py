@@ -189,26 +189,37 @@ def in_flight(server: Server, count: int) -> list[Future[httpx.Response]]:
     return jobs
 
 
+def in_the_middle(server: Server, count: int) -> None:
+    """Wait until workers have so many requests in hand, none of which ends while runs are slow."""
+    eventually(lambda: httpx.get(f"{server.url}/health").json()["queue"]["in_hand"] >= count)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_worker_that_dies_loses_nothing(start: Start, number: signal.Signals) -> None:
-    server = start(request_threads=4)
+def test_a_worker_that_dies_loses_nothing(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    slow = tmp_path / "slow"
+    server = start(request_threads=4, FAULT_SLOW_RUN=slow)
     assert server.predict(READ, PHOTO).status_code == 200
     (worker,) = workers(server)
+    slow.touch()
     jobs = in_flight(server, 12)
-    time.sleep(0.1)
+    in_the_middle(server, 5)  # four photos and a search
     worker.send_signal(number)
+    slow.unlink()
     assert [job.result().status_code for job in jobs] == [200] * 12
     assert f"ended by {number.name}" in server.log.read_text()
     assert httpx.get(f"{server.url}/ping").text == "pong"
 
 
-def test_a_worker_that_hangs_is_killed_and_loses_nothing(start: Start) -> None:
-    server = start(worker_heartbeat_timeout_s=2)
+def test_a_worker_that_hangs_is_killed_and_loses_nothing(start: Start, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    server = start(worker_heartbeat_timeout_s=2, FAULT_SLOW_RUN=slow)
     assert server.predict(READ, PHOTO).status_code == 200
     (worker,) = workers(server)
+    slow.touch()
     jobs = in_flight(server, 4)
-    time.sleep(0.1)
+    in_the_middle(server, 3)  # two photos and a search, at the least
     worker.suspend()
+    slow.unlink()
     assert httpx.get(f"{server.url}/ping", timeout=2).text == "pong"
     assert [job.result().status_code for job in jobs] == [200] * 4
     assert "it was silent for 2 s and was killed" in server.log.read_text()
