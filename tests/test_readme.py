@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""What the README shows is what happens, and what the documents name is there."""
 
 import json
 import re
@@ -45,7 +45,8 @@ def test_the_predict_command_prints_what_is_shown() -> None:
 
 
 def test_the_alias_shown_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = [block for block in blocks("sh") if block.startswith(PREFIX)]
+    (line,) = [block for block in blocks("sh") if block.startswith(f"{PREFIX}MODEL_ALIASES=")]
+    assert line.endswith("' make serve\n")
     name, _, value = line.strip().partition("=")
     monkeypatch.setenv(name, shlex.split(value)[0])
     assert Settings().model_aliases == {"PP-OCRv5_mobile": "PP-OCRv6_small"}
@@ -71,3 +72,41 @@ def test_the_compose_lines_change_one_line_of_immichs() -> None:
     assert "image: immich-ml-compat:cpu" in compose
     assert "model-cache:/cache" in compose
     assert (ROOT / "Dockerfile.cpu").is_file()
+
+
+# ---------------------------------------------------------------- what the documents point to
+
+FOLDERS = (".", "docs", "benchmarks", "model_cache", "patches", "requirements")
+DOCUMENTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        found = document.parent / path if path else document
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_every_test_that_is_named_is_there() -> None:
+    """`file.py`, `file.py::test_name` or `…test_name` of any file; a name may be cut with `…`."""
+    tests = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    named = 0
+    for document in DOCUMENTS:
+        for file, name, cut in re.findall(
+            r"`(?:tests/)?(test_\w+\.py|…)(?:(?:::)?(test_\w+)(…?))?`", document.read_text(encoding="utf-8")
+        ):
+            sources = [tests[file]] if file in tests else tests.values() if file == "…" else []
+            definition = rf"^def {name}{'' if cut else '[(]'}" if name else ""
+            assert any(re.search(definition, source, re.MULTILINE) for source in sources), (document.name, file, name)
+            named += 1
+    assert named > 15
