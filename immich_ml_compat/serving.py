@@ -123,8 +123,8 @@ def build_app(settings: Settings, names: ModelNames) -> ASGIApp:
     room = BodyRoom(settings.queue_mb)
 
     def status() -> ServerStatus:
-        uploads = {"uploads_waiting": room.waiting, "upload_bytes": room.held}
-        return replace(dispatcher.status(), **uploads, memory_bytes=resident_bytes())
+        known = dispatcher.status()
+        return replace(known, uploads_waiting=room.waiting, upload_bytes=room.held, memory_bytes=resident_bytes())
 
     dispatcher.observer = monitor = Monitor(status, readiness)
 
