@@ -6,7 +6,7 @@ changes something takes JSON alone. A browser sends that to another site only wh
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -147,9 +147,17 @@ def _explain(error: ValidationError) -> str:
     return f"{place}: {first['msg']}" if place else first["msg"]
 
 
-_CHANGE_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": ChangeOrder.model_json_schema()}}}
-}
+def _schema_of_orders() -> dict[str, Any]:
+    """Return the schema of a ChangeOrder without references, which would lead nowhere in the OpenAPI document."""
+    schema = ChangeOrder.model_json_schema()
+    definitions = schema.pop("$defs")
+    for name, part in schema["properties"].items():
+        if "$ref" in part:
+            schema["properties"][name] = definitions[part["$ref"].rpartition("/")[2]]
+    return schema
+
+
+_CHANGE_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema_of_orders()}}}}
 _CHANGE_ANSWERS: Responses = {
     200: {"description": "It is done", "content": {"application/json": {"schema": {"type": "object"}}}},
     408: refusal("The body stopped coming"),

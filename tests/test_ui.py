@@ -380,6 +380,16 @@ def test_the_models_to_choose_from_are_those_on_disk_and_those_known(root: str) 
     assert [model["name"] for model in known["facial-recognition"]["names"] if model["here"]] == [FACES]
 
 
+def test_the_references_of_the_openapi_document_lead_somewhere(root: str) -> None:
+    document = httpx.get(f"{root}/openapi.json")
+    references = re.findall(r'"\$ref": *"#/([^"]+)"', document.text)
+    assert len(references) > 3
+    for reference in references:
+        place = document.json()
+        for name in reference.split("/"):
+            place = place[name]
+
+
 def test_stages_are_written_as_server_timing() -> None:
     answer = Answer(200, b"", stages={"ocr": {"detection": 0.0421, "reading": 1.5}, "clip": {"run": 0.0}})
     assert server_timing(answer) == "ocr.detection;dur=42.1, ocr.reading;dur=1500.0, clip.run;dur=0.0"
