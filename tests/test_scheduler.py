@@ -161,9 +161,14 @@ def test_items_are_taken_as_they_are_needed() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 5), st.lists(st.integers(1, 6), min_size=1, max_size=12), st.sampled_from([1, 3, 32]))
 def test_every_run_is_done_and_threads_never_exceed_the_cores(cores: int, requests: list[int], most: int) -> None:
-    bench, scheduler = Bench(), Scheduler(cores, 1, cores, max_batch=most)
+    def slowly(x: Array) -> Array:
+        time.sleep(0.001)  # so that runs meet
+        return 2 * x
+
+    bench, scheduler = Bench(slowly), Scheduler(cores, 1, cores, max_batch=most)
     bench.gate.set()
     session = opened(bench, scheduler)
+    session.run_now([ones(1, 1)], 1)  # so that it is loaded for one thread too
 
     def request(number: int, runs: int) -> bool:
         with scheduler.photo():
