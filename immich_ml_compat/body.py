@@ -16,7 +16,7 @@ _MEGABYTE = 1_000_000
 _LINGER_S = 1.0
 
 _LEAST_RATE = 32_000
-"""Bytes per second at which a body must come, after a while, for others to wait for it: eight that drip hold all room."""
+"""Bytes per second at which a body must come, after a while, for others to wait for it: a few that drip hold all."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def receive_body(request: Request, limits: BodyLimits, place: Place) -> AsyncGen
     """Return a body's pieces as they come, once there is room for it, which `place` takes.
 
     Raises BodyError at once where its announced length is too much. On the way it raises BodyError for one that turns
-    out so, for a client that goes silent, and for one so slow that others wait for its place, and ClientDisconnect for one that leaves.
+    out so, for a client that goes silent, and for one that drips while others wait, and ClientDisconnect for one that
+    leaves.
     """
     # A body that does not say its length is small until it is not.
     length = int(request.headers.get("content-length", SMALL))
