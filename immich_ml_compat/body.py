@@ -1,6 +1,7 @@
 """The body of a request, received within limits, and the answer to one that is beyond them."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from .room import SMALL, ClientLeftError, Leaving, Place
 
 _MEGABYTE = 1_000_000
 _LINGER_S = 1.0
+
+_LEAST_RATE = 32_000
+"""Bytes per second at which a body must come, after a while, for others to wait for it: a few that drip hold all."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ def receive_body(request: Request, limits: BodyLimits, place: Place) -> AsyncGen
     """Return a body's pieces as they come, once there is room for it, which `place` takes.
 
     Raises BodyError at once where its announced length is too much. On the way it raises BodyError for one that turns
-    out so, and for a client that goes silent, and ClientDisconnect for one that leaves.
+    out so, for a client that goes silent, and for one that drips while others wait, and ClientDisconnect for one that
+    leaves.
     """
     # A body that does not say its length is small until it is not.
     length = int(request.headers.get("content-length", SMALL))
@@ -49,7 +54,7 @@ def receive_body(request: Request, limits: BodyLimits, place: Place) -> AsyncGen
 
 async def _pieces(request: Request, limits: BodyLimits, length: int, place: Place) -> AsyncGenerator[bytes, None]:
     await _take(place, length, request)
-    received = 0
+    received, held_back_until, before = 0, time.monotonic(), 0
     pieces = request.stream()
     while True:
         try:
@@ -66,8 +71,12 @@ async def _pieces(request: Request, limits: BodyLimits, length: int, place: Plac
             return
         received += len(piece)
         _check_length(received, limits)
+        seconds = time.monotonic() - held_back_until
+        if place.is_waited_for and seconds > limits.patience_s and received - before < _LEAST_RATE * seconds:
+            raise BodyError(408, f"The body came with less than {_LEAST_RATE} bytes per second while others waited")
         if received > place.held:
             await _take(place, limits.most_mb * _MEGABYTE, request)
+            held_back_until, before = time.monotonic(), received
         yield piece
 
 

@@ -5,6 +5,7 @@ import select
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
@@ -45,6 +46,13 @@ class PatientConnection(H11Protocol):
         self._drop_deadline()
         self._lost.set()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Tell the client that it speaks no HTTP, where no answer has begun; a second one nobody could read."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     async def leaving(self) -> None:
         """Wait until the client has left, which asyncio does not notice while nothing is read.

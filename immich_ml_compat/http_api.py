@@ -1,12 +1,15 @@
 """The HTTP face: the endpoints Immich calls, and nothing about models."""
 
 import asyncio
+import codecs
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -99,6 +102,10 @@ async def _disconnection(request: Request) -> None:
         pass
 
 
+# For the names of hosts. Python's decoders take a time that grows with the square: 70 s for a field of 1 MB.
+_SLOW_CHARSETS = {"punycode", "idna"}
+
+
 class _InMemoryParser(MultiPartParser):
     spool_max_size = 2**63 - 1  # an upload is held in memory, never in a temporary file
 
@@ -131,6 +138,7 @@ async def _read_form(request: Request, limits: BodyLimits, place: Place) -> Form
     form, body = FormData(), receive_body(request, limits, place)
     try:
         if content_type == "multipart/form-data":
+            _check_charset(request)
             form = await _InMemoryParser(request.headers, body).parse()
         elif content_type == "application/x-www-form-urlencoded":
             form = await FormParser(request.headers, body).parse()
@@ -145,6 +153,13 @@ async def _read_form(request: Request, limits: BodyLimits, place: Place) -> Form
     except ClientDisconnect:
         raise HTTPException(400, "The client went away") from None  # so nobody reads this
     return form
+
+
+def _check_charset(request: Request) -> None:
+    _, options = parse_options_header(request.headers["content-type"])
+    with suppress(LookupError, ValueError):  # what is no charset is read as Latin-1
+        if codecs.lookup(options.get(b"charset", b"utf-8").decode("latin-1")).name in _SLOW_CHARSETS:
+            raise HTTPException(400, "The form is in a charset for the names of hosts; send UTF-8")
 
 
 async def _read_image(value: UploadFile | str | None) -> bytes | None:

@@ -27,6 +27,8 @@ MAX_SLOW_PIXELS = 4_000_000
 
 # Beyond half of it Pillow warns; the limit above is checked here, on every picture.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Its words on odd metadata would be a line in the log for each of a file's 65,535 tags, and Python remembers them all.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # EPS runs Ghostscript, a program of its own, on what a stranger sent; IPTC opens a picture of any format inside.
 _REFUSED_FORMATS = {"EPS", "IPTC"}

@@ -3,10 +3,14 @@
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 
 from .settings import LogFormat
 from .trace import request_id
+
+_OF_STRANGERS = ("asyncio", "python_multipart.multipart", "uvicorn.error")
+"""Loggers of libraries in which every connection of a stranger's can have a line, some with a traceback."""
 
 
 def set_up_logging(level: int, form: LogFormat = "text") -> None:
@@ -14,6 +18,8 @@ def set_up_logging(level: int, form: LogFormat = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level, handlers=[handler])
+    for name in _OF_STRANGERS:
+        logging.getLogger(name).addFilter(Sparing())
 
 
 class TextLines(logging.Formatter):
@@ -46,3 +52,25 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)  # in ASCII, which no locale and no lone surrogate can break
+
+
+class Sparing(logging.Filter):
+    """Lets so many lines of a kind through in a minute. Out of file descriptors, asyncio logs thousands in a second."""
+
+    MOST, SPAN_S = 10, 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[object, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a line is to be logged; the last one in its minute says that it is."""
+        error = record.exc_info[0] if record.exc_info else None
+        kind, now = (record.module, record.lineno, error), time.monotonic()  # not the text: a stranger may choose it
+        since, count = self._kinds.get(kind, (now, 0))
+        if now - since >= self.SPAN_S:
+            since, count = now, 0
+        self._kinds[kind] = since, count + 1
+        if count + 1 == self.MOST:
+            record.msg = f"{record.msg} (more of these are left out for a minute)"
+        return count < self.MOST

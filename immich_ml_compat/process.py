@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from .link import Alive, Change, Done, Failed, FrontEnd, Idle, LinkClosedError, Message, Ready, Stop, Work
+from .native_output import log_output
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +48,13 @@ class WorkerProcess:
         self._process = process
         self._line = line
         self._patience = patience
+        self._output: asyncio.Task[None] | None = None  # referred to here, so that it is not forgotten
 
     @classmethod
     async def start(cls, device_id: int, patience: Patience) -> "WorkerProcess":
         """Start a worker and wait until it is ready. Raises StartError."""
         try:
-            process, line = await _spawn(device_id)
+            process, line, output = await _spawn(device_id)
         except OSError as error:  # no memory for another process, or no file descriptors
             raise StartError(str(error)) from error
         try:
@@ -65,10 +67,13 @@ class WorkerProcess:
         else:
             if isinstance(message, Ready):
                 log.info("Started inference worker %d", process.pid)
-                return cls(process, line, message.room, patience)
+                worker = cls(process, line, message.room, patience)
+                worker._output = output
+                return worker
             cause = message.cause if isinstance(message, Failed) else f"it sent {message}"
         line.close()
         await process.wait()
+        await output
         raise StartError(cause)
 
     @property
@@ -129,22 +134,32 @@ class WorkerProcess:
         return WorkerDiedError(f"{why} and was killed")
 
 
-async def _spawn(device_id: int) -> tuple[asyncio.subprocess.Process, FrontEnd]:
-    """Start the process with its end of a new line. Raises OSError."""
+async def _spawn(device_id: int) -> tuple[asyncio.subprocess.Process, FrontEnd, asyncio.Task[None]]:
+    """Start the process with its end of a new line, and log what its libraries write. Raises OSError."""
     ours, theirs = socket.socketpair()
     with theirs:
         try:
+            own_log = os.dup(2)  # its own lines need no bound; what libraries in C write goes by the pipe
+        except OSError:
+            ours.close()
+            raise
+        try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "immich_ml_compat.worker"),
-                *("--line", str(theirs.fileno()), "--device-id", str(device_id)),
+                *("--line", str(theirs.fileno()), "--device-id", str(device_id), "--log", str(own_log)),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=[theirs.fileno(), own_log],
                 env=_MALLOC | os.environ,
             )
         except OSError:
             ours.close()
             raise
-    return process, await FrontEnd.open(ours)
+        finally:
+            os.close(own_log)
+    assert process.stderr is not None
+    output = asyncio.ensure_future(log_output(process.stderr, process.pid))
+    return process, await FrontEnd.open(ours), output
 
 
 def describe_end(code: int) -> str:

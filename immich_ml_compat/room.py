@@ -84,6 +84,11 @@ class Place:
         self.wanted = self.held = 0
         self.turn: asyncio.Future[None]
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether others wait for room where this place has some."""
+        return self.line is not None and bool(self.line.waiting)
+
     async def take(self, size: int, leaving: Leaving | None = None) -> None:
         """Wait for room for `size` bytes, in place of what this place has. Raises ClientLeftError."""
         self.give_back()

@@ -5,10 +5,11 @@ It stays small: nothing it imports loads numpy, OpenCV or an inference engine.
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -44,6 +45,9 @@ from .ui_api import create_ui
 
 log = logging.getLogger(__name__)
 
+_MOST_FILES = 16_384
+"""Files, that is connections, of the front: 16 kB of memory each."""
+
 _CLOSING_S = 2
 """Seconds for closed requests to end."""
 
@@ -58,6 +62,7 @@ def serve(settings: Settings) -> None:
     context = server_context(settings)
     check_device(settings)
     listener = listen(settings.host, settings.port)
+    raise_file_limit()
     config = uvicorn.Config(
         guarded(build_app(settings, names), settings),
         http=PatientConnection.with_patience(settings.header_timeout_s),
@@ -202,6 +207,15 @@ def check_device(settings: Settings) -> None:
         asyncio.run(start_and_stop())
     except StartError as error:
         raise ConfigurationError(str(error)) from error
+
+
+def raise_file_limit() -> None:
+    """Allow for as many connections as the system lets us have: often 1024 where it would give far more if asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # a system with a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

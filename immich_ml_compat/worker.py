@@ -134,7 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--line", type=int, required=True, help="file descriptor of the line to the front")
     parser.add_argument("--device-id", type=int, required=True)
+    parser.add_argument("--log", type=int, help="file descriptor of the log, where it is not standard error")
     options = parser.parse_args(arguments)
+    if options.log is not None:
+        sys.stderr = os.fdopen(options.log, "w", buffering=1, errors="backslashreplace")
     # Ctrl-C reaches every process of a terminal, systemd's SIGTERM every one of a service: the front decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -188,6 +188,13 @@ def test_charsets(face: Face, charset: str, name: str) -> None:
             (request.entries + (request.text or "")).encode()
 
 
+@pytest.mark.parametrize("charset", ["punycode", "PunyCode", "idna", '"punycode"', "utf-8; charset=punycode"])
+def test_a_charset_that_takes_minutes_to_decode_is_refused(face: Face, charset: str) -> None:
+    for value in (b"plain", b"a" * 1_000_000):
+        response = face.post(form(GOOD, field("text", value)), f"{MULTIPART}; charset={charset}")
+        assert (response.status_code, "charset" in response.json()["detail"]) == (400, True)
+
+
 @UNFINISHED_PART
 @given(
     body=st.binary(max_size=60)

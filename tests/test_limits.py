@@ -210,3 +210,17 @@ def test_the_settings_are_the_limits(tmp_path: Path) -> None:
             assert until(SILENT, connection)
         assert httpx.get(f"{server.url}/ping").text == "pong"
         assert "Traceback" not in server.log.read_text()
+
+
+def test_nonsense_after_the_answer_closes_the_connection_and_is_no_error(
+    face: Face, caplog: pytest.LogCaptureFixture
+) -> None:
+    chunked = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Type: %b\r\n"
+    nonsense = chunked % MULTIPART.encode() + b"Connection: close\r\n\r\n4\r\nnope\r\n"
+    answer = exchange(port(face), nonsense, b"ZZ\r\n")  # answered by then: that is no form
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    too_large = head("Transfer-Encoding: chunked") + b"%x\r\n" % (MEGABYTE + 1) + bytes(MEGABYTE + 1)
+    assert exchange(port(face), too_large, b"ZZ\r\n").count(b"HTTP/1.1") == 1  # the answer is being ended
+    face.still_answers()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

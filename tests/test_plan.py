@@ -197,6 +197,13 @@ def test_unknown_tasks_and_types(names: ModelNames) -> None:
     assert len(refused({"clip": {"visual": {"modelName": "x" * 100_000}}}, names).detail) < 1000
 
 
+def test_long_entries_are_not_looked_at(names: ModelNames) -> None:
+    text = json.dumps(entries("clip"))
+    assert parse_plan(text + " " * (64 * 1024 - len(text)), names).clip_image
+    with pytest.raises(InvalidRequestError, match="Invalid request format"):
+        parse_plan(text + " " * 64 * 1024, names)
+
+
 # ---------------------------------------------------------------- shapes
 
 

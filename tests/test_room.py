@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
@@ -129,6 +129,29 @@ def held_face(most_mb: int = 1, limits: BodyLimits = BodyLimits()) -> Iterator[t
             yield url, gate, room
         finally:
             gate.open.set()
+
+
+def test_a_body_that_drips_gives_way_to_those_that_wait() -> None:
+    with held_face(limits=BodyLimits(patience_s=1)) as (url, gate, _):
+        gate.open.set()
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {MULTIPART}\r\nContent-Length: 900000\r\n\r\n"
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        with socket.create_connection(address, timeout=30) as dripping:
+            dripping.sendall(head.encode() + b"--B\r\n")
+            for _ in range(25):  # it may, for as long as it is in nobody's way
+                time.sleep(0.1)
+                dripping.sendall(b"X")
+            waiting = send(url, 500_000)
+            with suppress(ConnectionError):
+                for _ in range(150):
+                    if not waiting.is_alive():
+                        break
+                    time.sleep(0.1)
+                    dripping.sendall(b"X")
+            answer = dripping.recv(65536)
+        assert waiting.status == 200
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"while others waited" in answer
 
 
 def photo(size: int) -> bytes:
