@@ -31,10 +31,11 @@ START_ATTEMPTS = 3
 RETRY_S = 10.0
 """Seconds between attempts to start a worker once it has said so."""
 
+MOST_DEATHS, DEATHS_TOLD_S = 6, 60.0
+"""So many workers in a row must die, with no answer between them, before the server says so, for so many seconds."""
 
 LONGEST_WAIT_S = 300.0
 """Seconds that a request waits for a worker: for longer Immich does not wait for an answer's first byte."""
-
 
 _CLOCK_S = 0.05  # timers may fire a little early
 
@@ -78,17 +79,31 @@ class Dispatcher:
         self.observer: Observer | None = None
         """Is told what happens, where there is one."""
 
-        self.trouble: str | None = None
+        self._no_start: str | None = None
         """Why no worker can be started, while that is so."""
+
+        self._deaths = 0
+        """Since the last answer."""
+
+        self._last_death = 0.0, ""
+        """When it was, and its cause."""
 
     def open(self) -> None:
         """Start the workers that are to run from the beginning."""
         self._fill()
 
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be answered, while that is so. Requests are still tried where workers start, only to die."""
+        at, cause = self._last_death
+        if self._no_start is None and self._deaths >= MOST_DEATHS and time.monotonic() - at < DEATHS_TOLD_S:
+            return f"Inference workers die of all that they are given: {cause}"
+        return self._no_start
+
     async def answer(self, request: PredictRequest) -> Answer:
         """Queue a request and wait for its answer."""
-        if self.trouble is not None:
-            return failure(503, f"No inference worker can be started: {self.trouble}")
+        if self._no_start is not None:
+            return failure(503, f"No inference worker can be started: {self._no_start}")
         loop = asyncio.get_running_loop()
         job = Job(next(self._ids), request, loop.create_future(), loop.time() + LONGEST_WAIT_S)
         looking = loop.call_at(job.until, self._pump)
@@ -124,8 +139,8 @@ class Dispatcher:
 
         A load starts a worker where none runs; without one nothing is to be unloaded.
         """
-        if self.trouble is not None:
-            return failure(503, f"No inference worker can be started: {self.trouble}")
+        if self._no_start is not None:
+            return failure(503, f"No inference worker can be started: {self._no_start}")
         seats = [seat for seat in self._seats if seat.process or seat.starting]
         if not seats and change.load:
             seats = [seat for seat in self._seats if seat.empty][:1]
@@ -212,7 +227,7 @@ class Dispatcher:
             seat.starting = False
             self._note_failed_start(seat, str(error) or type(error).__name__)
             return None
-        seat.process, seat.starting, seat.status, self.trouble = process, False, None, None
+        seat.process, seat.starting, seat.status, self._no_start = process, False, None, None
         self._starts += 1
         answered = seat.answered
         for order in seat.orders.values():
@@ -239,6 +254,7 @@ class Dispatcher:
         seat.process = None
         if not self._stopping:
             self._restarts += 1
+            self._deaths, self._last_death = self._deaths + 1, (time.monotonic(), cause)
             log.error("Inference worker %d died: %s", process.pid, cause)
         self._give_up_orders(seat, failure(500, f"The inference worker died meanwhile: {cause}"))
         self._run_again(seat, cause)
@@ -253,7 +269,7 @@ class Dispatcher:
                 self.observer.heard(message)
             if isinstance(message, Done):
                 seat.answered += 1
-                seat.failed_starts = 0
+                seat.failed_starts = self._deaths = 0
                 self._take_answer(seat.jobs.pop(message.id), message.answer)
                 del message  # an answer need not be held until the next one comes
                 self._pump()
@@ -299,14 +315,14 @@ class Dispatcher:
         if any(other.process or not other.resting for other in self._seats):
             self._pump()
             return  # there are others to do the work
-        self.trouble = cause
+        self._no_start = cause
         for queue in (self._searches, self._photos):
             while queue:
                 self._settle(queue.popleft(), failure(503, f"No inference worker can be started: {cause}"))
 
     def _try_again(self, seat: Seat) -> None:
         seat.resting = False
-        if not self._stopping and seat.empty and (self.trouble is not None or self._keep_running):
+        if not self._stopping and seat.empty and (self._no_start is not None or self._keep_running):
             self._occupy(seat)
         self._pump()
 

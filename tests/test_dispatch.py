@@ -146,6 +146,25 @@ def test_requests_of_a_dead_worker_run_again_alone_and_before_the_others() -> No
     run(body)
 
 
+def test_workers_that_die_of_all_they_are_given_are_trouble_until_one_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        deaths = [WorkerDiedError(f"death {number}") for number in range(1, 9)]
+        queue = dispatcher(*(FakeWorker(death) for death in deaths), FakeWorker())
+        for killers in (1, 2, 3):
+            assert queue.trouble is None
+            assert (await queue.answer(REQUEST)).status == 500, f"{killers} kill all"
+        assert queue.trouble == "Inference workers die of all that they are given: death 6"
+        monkeypatch.setattr(dispatch, "DEATHS_TOLD_S", 0.0)
+        assert queue.trouble is None, "nobody may have tried since"
+        monkeypatch.undo()
+        assert (await queue.answer(REQUEST)).status == 500, "it is tried all the same"
+        assert str(queue.trouble).endswith("death 8")
+        assert await queue.answer(REQUEST) == GOOD
+        assert queue.trouble is None
+
+    run(body)
+
+
 def test_a_request_that_kills_twice_gets_an_error_that_says_so() -> None:
     async def body() -> None:
         queue = dispatcher(FakeWorker(WorkerDiedError("SIGSEGV")), FakeWorker(WorkerDiedError("SIGSEGV")), FakeWorker())
