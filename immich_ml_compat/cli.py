@@ -11,6 +11,9 @@ from .catalog import DEFAULT_CLIP, EMBEDDED_OCR, Task
 from .logs import set_up_logging
 from .settings import ConfigurationError, load_settings
 
+_QUIET = ("predict", "doctor", "health", "patches")
+"""What a server tells as it goes along would only stand in the way of these commands' output."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 failed, 2 used wrongly.
@@ -39,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .model_command import run
 
             return run(settings, options)
+        if options.command == "patches":
+            from .patches.command import run as run_patches
+
+            return run_patches(options)
         from .predicting import predict
 
         return predict(settings, options)
@@ -48,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _log_level(level: int, command: str) -> int:
-    """What a server tells as it goes along would only stand in the way of a command's output."""
-    return logging.WARNING if level == logging.INFO and command in ("predict", "doctor", "health") else level
+    return logging.WARNING if level == logging.INFO and command in _QUIET else level
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("doctor", help="try out what this machine and installation can do")
     commands.add_parser("health", help="ask the server that these settings start whether it is well; 1 where it is not")
     _add_models(commands.add_parser("models", help="manage the models in the cache folder"))
+    _add_patches(
+        commands.add_parser("patches", help="put this project's patches into Immich's own source, or take them out")
+    )
     _add_predict(commands.add_parser("predict", help="run models on one photo or text and print the answer"))
     return parser
 
@@ -97,3 +106,18 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     converting.add_argument("--fp16", action="store_true", help="in half precision: half the size")
     for action in (listing, downloading, verifying, removing):
         action.add_argument("--task", type=Task, choices=list(Task), help="only models of this task")
+
+
+def _add_patches(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing = actions.add_parser("list", help="show the patches, and which of them are in a source tree")
+    listing.add_argument("path", nargs="?", type=Path, metavar="PATH_TO_IMMICH", help="the folder with Immich's source")
+    texts = {
+        "check": "say which version a source tree is and which patches fit it; 1 where none do",
+        "apply": "put patches, and what they need, into a source tree: all or none",
+        "revert": "take patches, and what needs them, out again: the source is as it was",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(name, help=text)
+        action.add_argument("path", type=Path, metavar="PATH_TO_IMMICH", help="the folder with Immich's source")
+        action.add_argument("names", nargs="*", metavar="NAME", help="`regenerate`, or `web/regenerate` (all)")
