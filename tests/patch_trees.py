@@ -2,41 +2,29 @@
 
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 Files = dict[str, bytes]
+Edit = Callable[[bytes | None], bytes]
 Snapshot = dict[str, tuple[int, bytes | str | None]]
 
+PAGE = "web/src/routes/(user)/[[assetId=id]]/+page.svelte"
+EXECUTABLE = "web/src/run me.sh"
 STOCK: Files = {
     "i18n/en.json": b'{\n  "a": "A",\n  "c": "C",\n  "e": "E",\n  "g": "G",\n  "i": "I"\n}\n',
     "server/package.json": b'{\n  "version": "3.1.0"\n}\n',
     "server/src/jobs.ts": "".join(f"line {number} · 行\n" for number in range(1, 41)).encode(),
-    "web/src/routes/(user)/[[assetId=id]]/+page.svelte": b"<script>\r\n</script>\r\n<p>no newline</p>",
-    "web/src/run me.sh": b"#!/bin/sh\n\techo hello \n\n",
+    PAGE: b"<script>\r\n</script>\r\n<p>no newline</p>",
+    EXECUTABLE: b"#!/bin/sh\n\techo hello \n\n",
     "web/src/other.ts": b"export {};\n",
 }
-EXECUTABLE = "web/src/run me.sh"
-
-_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
 
 
-def git(folder: Path, *words: str) -> bytes:
-    """Run git in a folder, as nobody in particular."""
-    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "core.autocrlf=false", *words]
-    return subprocess.run(command, cwd=folder, env=_ENVIRONMENT, capture_output=True, check=True).stdout
-
-
-def write(folder: Path, files: Mapping[str, bytes | None]) -> None:
-    """Write files into a folder, or remove those that are None."""
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder."""
     for path, content in files.items():
         file = folder / path
-        if content is None:
-            file.unlink()
-            continue
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
 
@@ -56,11 +44,18 @@ def snapshot(folder: Path) -> Snapshot:
     return found
 
 
-def diff(scratch: Path, stock: Files, changed: Mapping[str, bytes | None], context: int = 1) -> bytes:
+def git(folder: Path, *words: str) -> bytes:
+    """Run git in a folder, with nobody's settings, and return its output."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CEILING_DIRECTORIES": str(folder)}
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "core.quotePath=false", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True).stdout
+
+
+def diff(scratch: Path, stock: Files, changed: Files, context: int = 1) -> bytes:
     """Return what git says of a change to a stock tree."""
-    scratch.mkdir(parents=True)
+    put_stock(scratch, stock)
     git(scratch, "init", "-q")
-    write(scratch, stock)
     git(scratch, "add", "-A")
     write(scratch, changed)
     git(scratch, "add", "-A", "-N")
@@ -84,35 +79,60 @@ def put_patch(folder: Path, name: str, version: str, text: bytes, needs: Iterabl
     return file
 
 
-def after(content: bytes, line: bytes, *added: bytes) -> bytes:
-    """Return a content with lines added after one of its lines."""
-    assert content.count(line) == 1
-    return content.replace(line, line + b"".join(added))
+def added(after: bytes, *lines: bytes) -> Edit:
+    """Add lines after one of a file's lines."""
+
+    def edit(content: bytes | None) -> bytes:
+        assert content is not None
+        assert content.count(after) == 1
+        return content.replace(after, after + b"".join(lines))
+
+    return edit
 
 
-def changes() -> dict[str, Files]:
-    """What each of the example patches makes of the files it touches."""
-    english, jobs = STOCK["i18n/en.json"], STOCK["server/src/jobs.ts"]
-    page = "web/src/routes/(user)/[[assetId=id]]/+page.svelte"
-    numbered = {number: f"line {number} · 行\n".encode() for number in range(1, 41)}
-    return {
-        "server/chinese-clip": {"server/src/jobs.ts": after(jobs, numbered[3], b"clip\n")},
-        "server/regenerate": {
-            "server/src/jobs.ts": after(after(jobs, numbered[10], b"one\n", b"two\n"), numbered[30], b"three\n"),
-            "server/src/new/deep/job.ts": b"export const job = 1;\n",
-        },
-        "web/regenerate": {
-            "i18n/en.json": after(english, b'  "e": "E",\n', b'  "f": "F",\n'),
-            page: STOCK[page].replace(b"<script>\r\n", b"<script>\r\nimport x;\r\n").replace(b"line</p>", b"line!</p>"),
-            EXECUTABLE: STOCK[EXECUTABLE] + b"exit 0\n",
-            "web/src/new/menu.svelte": b"<p>new, no newline</p>",
-            "web/src/empty.ts": b"",
-        },
-        "web/search-prefix": {
-            "i18n/en.json": after(english, b'  "a": "A",\n', b'  "b": "B",\n'),
-            "web/src/new/prefix.ts": b"export const prefix = 'ocr:';\n",
-        },
-    }
+def both(first: Edit, second: Edit) -> Edit:
+    """Edit a file at two places."""
+    return lambda content: second(first(content))
+
+
+def new(text: bytes) -> Edit:
+    """Make a new file."""
+    return lambda _: text
+
+
+def numbered(line: int) -> bytes:
+    """Return a line of `server/src/jobs.ts`."""
+    return f"line {line} · 行\n".encode()
+
+
+EDITS: dict[str, dict[str, Edit]] = {
+    "server/chinese-clip": {"server/src/jobs.ts": added(numbered(3), b"clip\n")},
+    "server/regenerate": {
+        "server/src/jobs.ts": both(added(numbered(10), b"one\n", b"two\n"), added(numbered(30), b"three\n")),
+        "server/src/new/deep/job.ts": new(b"export const job = 1;\n"),
+    },
+    "web/regenerate": {
+        "i18n/en.json": added(b'  "e": "E",\n', b'  "f": "F",\n'),
+        PAGE: both(added(b"<script>\r\n", b"import x;\r\n"), added(b"line</p>", b"<p>more</p>")),
+        EXECUTABLE: added(b"hello \n\n", b"exit 0\n"),
+        "web/src/new/menu.svelte": new(b"<p>new, no newline</p>"),
+        "web/src/empty.ts": new(b""),
+    },
+    "web/search-prefix": {
+        "i18n/en.json": added(b'  "a": "A",\n', b'  "b": "B",\n'),
+        "web/src/new/prefix.ts": new(b"export const prefix = 'ocr:';\n"),
+    },
+}
+"""What the example patches do, as functions of a file's content."""
+
+
+def edited(names: Iterable[str]) -> Files:
+    """Return the stock files with some of the example patches, made without any patch."""
+    files = dict(STOCK)
+    for name in names:
+        for path, edit in EDITS[name].items():
+            files[path] = edit(files.get(path))
+    return files
 
 
 NEEDS = {"web/regenerate": ("server/regenerate",)}
@@ -120,8 +140,8 @@ NEEDS = {"web/regenerate": ("server/regenerate",)}
 
 def put_example(folder: Path, scratch: Path, version: str = "3.1.0") -> None:
     """Write the example patches for the stock tree into a folder like `patches/`."""
-    for name, changed in changes().items():
-        text = diff(scratch / name, STOCK, changed)
+    for name in EDITS:
+        text = diff(scratch / name, STOCK, edited([name]))
         put_patch(folder, name, version, text, NEEDS.get(name, ()))
 
 

@@ -18,13 +18,13 @@ NOT_COVERED = (
 )
 
 
-def run(options: argparse.Namespace, folder: Path | None = None) -> int:
-    """Do what the options say, with the patches of a folder (those of this project), and return the exit code.
+def run(options: argparse.Namespace) -> int:
+    """Do what the options say and return the exit code.
 
     Raises ConfigurationError for a path or a name that is none.
     """
     try:
-        return _run(options, read_collections(folder or shipped()))
+        return _run(options, read_collections(shipped()))
     except PatchError as error:
         print(error, file=sys.stderr)
     except OSError as error:
