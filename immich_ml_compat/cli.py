@@ -11,9 +11,6 @@ from .catalog import DEFAULT_CLIP, EMBEDDED_OCR, Task
 from .logs import set_up_logging
 from .settings import ConfigurationError, load_settings
 
-_QUIET = ("predict", "doctor", "health", "patches")
-"""What a server tells as it goes along would only stand in the way of these commands' output."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 failed, 2 used wrongly.
@@ -22,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "patches":  # which has to do with no setting
+            from .patches.command import run as run_patches
+
+            return run_patches(options)
         settings = load_settings()
         set_up_logging(_log_level(settings.log_level, options.command), settings.log_format)
         # Each command loads what it needs: `--help` should not wait for an inference engine.
@@ -42,10 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .model_command import run
 
             return run(settings, options)
-        if options.command == "patches":
-            from .patches.command import run as run_patches
-
-            return run_patches(options)
         from .predicting import predict
 
         return predict(settings, options)
@@ -55,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _log_level(level: int, command: str) -> int:
-    return logging.WARNING if level == logging.INFO and command in _QUIET else level
+    """What a server tells as it goes along would only stand in the way of a command's output."""
+    return logging.WARNING if level == logging.INFO and command in ("predict", "doctor", "health") else level
 
 
 def _parser() -> argparse.ArgumentParser:

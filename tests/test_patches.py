@@ -393,7 +393,7 @@ def patched(draw: st.DrawFn) -> tuple[Files, list[Files]]:
     return stock, results
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=patched(),
     context=st.integers(1, 3),

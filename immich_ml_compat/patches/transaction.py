@@ -91,12 +91,9 @@ def _prepare(root: Path, changing: list[str], before: Contents, after: Contents)
 
 
 def _write(file: Path, content: bytes, *, like: Path) -> None:
-    """Write a file to disk, with the owner and the mode of the one that it is to replace, if any."""
+    """Write a file, with the owner and the mode of the one that it is to replace, if any."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("xb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    file.write_bytes(content)
     _give_owner(file, like)
     if like.is_file():
         shutil.copymode(like, file)
@@ -151,7 +148,7 @@ def _recover(root: Path) -> bool:
             shutil.rmtree(root / _NEW)
         if _is_own(root / _OLD):
             _finish(root)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, PatchError) as error:
         raise PatchError(
             f"{journal}: what a call that was cut off has changed cannot be put back ({error}). Call again when that "
             f"is mended; or remove this folder, and restore Immich's source"
@@ -170,8 +167,10 @@ def _roll_back(root: Path, journal: Path) -> None:
     _remove_empty(root, listed["folders"])
     copies = journal / "before"
     for copy in sorted(copies.rglob("*")):
-        if copy.is_file() and not copy.is_symlink():
-            copy.replace(locate(root, copy.relative_to(copies).as_posix()))
+        path = copy.relative_to(copies).as_posix()
+        # What was not reached is left alone: it may be the very file that could not be replaced.
+        if copy.is_file() and not copy.is_symlink() and read(root, path) != copy.read_bytes():
+            copy.replace(locate(root, path))
 
 
 def _finish(root: Path) -> None:
