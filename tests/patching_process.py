@@ -1,8 +1,9 @@
 """A process that replaces a tree's files and is cut off: `python -m tests.patching_process HOW FOLDER`.
 
 HOW is a signal's name or ENOSPC, which strikes before the first change to the tree, in another run before the second,
-and so on until a run gets through. One line of JSON tells of every run: the exit code (None: killed), whether files
-had been changed already, whether the next call put anything back, and which tree there was in the end.
+and so on until a run gets through. One line of JSON tells of every run: the exit code (None: killed; STRUCK: it got
+through all the same), whether files had been changed, whether the next call put anything back, and which tree there was
+in the end.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from .patch_trees import EDITS, STOCK, Snapshot, edited, put_stock, snapshot
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.chown")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+STRUCK = 3
 PATCHED = edited(sorted(EDITS))
 
 
@@ -116,8 +118,14 @@ def runs(options: argparse.Namespace, folder: Path, *, apply: bool) -> Iterator[
 
 def struck(number: int, tree: Path, how: str, *, apply: bool) -> int:
     """Work on a tree and be struck."""
-    strike_before(number, tree, lambda: strike(how))
-    return work_on(tree, apply=apply)
+    times: list[str] = []
+
+    def note_and_strike() -> None:
+        times.append(how)
+        strike(how)
+
+    strike_before(number, tree, note_and_strike)
+    return work_on(tree, apply=apply) or (STRUCK if times else 0)
 
 
 def tear_recovery(tree: Path) -> None:

@@ -211,7 +211,7 @@ def in_the_way(one: Change, other: Change) -> bool:
 @pytest.mark.parametrize(("places", "expected"), [((5, 6), False), ((5, 5), True), ((5, 30), False)])
 def test_what_is_in_the_way_is_seen(tmp_path: Path, places: tuple[int, int], expected: bool) -> None:
     path = "server/src/jobs.ts"
-    found = []
+    found: list[Change] = []
     for number, place in enumerate(places):
         lines = STOCK[path].splitlines(keepends=True)
         lines.insert(place, b"new\n")
