@@ -173,7 +173,9 @@ def test_a_file_that_cannot_be_replaced(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["patches", "apply", str(tree)]) == 0
 
 
-def test_a_folder_that_may_not_be_written_to(example: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_may_not_be_written_to(
+    example: Path, memory: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     if os.geteuid() != 0:
         missing("the right to become another user")
     memory.chmod(0o755)  # nobody may look into pytest's own folders
