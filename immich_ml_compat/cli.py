@@ -19,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "patches":  # which has to do with no setting
+            from .patches.command import run as run_patches
+
+            return run_patches(options)
         settings = load_settings()
         set_up_logging(_log_level(settings.log_level, options.command), settings.log_format)
         # Each command loads what it needs: `--help` should not wait for an inference engine.
@@ -60,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("doctor", help="try out what this machine and installation can do")
     commands.add_parser("health", help="ask the server that these settings start whether it is well; 1 where it is not")
     _add_models(commands.add_parser("models", help="manage the models in the cache folder"))
+    _add_patches(
+        commands.add_parser("patches", help="put this project's patches into Immich's own source, or take them out")
+    )
     _add_predict(commands.add_parser("predict", help="run models on one photo or text and print the answer"))
     return parser
 
@@ -97,3 +104,18 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     converting.add_argument("--fp16", action="store_true", help="in half precision: half the size")
     for action in (listing, downloading, verifying, removing):
         action.add_argument("--task", type=Task, choices=list(Task), help="only models of this task")
+
+
+def _add_patches(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing = actions.add_parser("list", help="show the patches, and which of them are in a source tree")
+    listing.add_argument("path", nargs="?", type=Path, metavar="PATH_TO_IMMICH", help="the folder with Immich's source")
+    texts = {
+        "check": "say which version a source tree is and which patches fit it; 1 where none do",
+        "apply": "put patches, and what they need, into a source tree: all or none",
+        "revert": "take patches, and what needs them, out again: the source is as it was",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(name, help=text)
+        action.add_argument("path", type=Path, metavar="PATH_TO_IMMICH", help="the folder with Immich's source")
+        action.add_argument("names", nargs="*", metavar="NAME", help="`regenerate`, or `web/regenerate` (all)")
