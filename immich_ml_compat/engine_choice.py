@@ -44,7 +44,8 @@ def choose(settings: Settings, machine: Machine) -> Choice:
     if device == "cuda" and not machine.onnx:
         if settings.precision == "fp16":
             raise refusal(settings, f"{_NO_ONNX}; install the package onnx, or take auto")
-        reason = f"{reason}; in fp32 because {_NO_ONNX}"
+        if settings.precision == "auto":
+            reason = f"{reason}; in fp32 because {_NO_ONNX}"
     offered = _precisions(machine, engine, device)
     if settings.precision == "auto":
         return Choice(engine, device, offered[0], reason)
