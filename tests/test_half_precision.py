@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from immich_ml_compat.engine import EngineMemoryError, Session
 from immich_ml_compat.engine.derived import DerivedGraphs
-from immich_ml_compat.engine.half_precision import InHalf, is_near, write_half
+from immich_ml_compat.engine.half_precision import InHalf, is_near
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
 from immich_ml_compat.engine.scheduler import ScheduledEngine, Scheduler
 from immich_ml_compat.messages import PredictRequest
@@ -161,14 +161,11 @@ def test_a_graph_that_half_precision_spoils_stays_as_it_is(
     cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     graph = cache / "ocr/PP-OCRv4_mobile/detection/model.onnx"
-    write_half(graph, tmp_path / "half.onnx")
-    x = np.ones((1, 3, 64, 64), np.float32)
-    expected = run(SINGLE.load(graph), x)
-    assert not is_near(expected, run(SINGLE.load(tmp_path / "half.onnx"), x)), "this test can fail"
+    x = noise(1, 3, 64, 64)
     for _ in range(2):
         session = in_half(tmp_path / "kept").load(graph)
         assert session.execution_provider == "CPUExecutionProvider"
-        np.testing.assert_array_equal(run(session, x), expected)
+    np.testing.assert_array_equal(run(session, x), run(SINGLE.load(graph), x))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "it gives other results in half precision" in caplog.text
 
@@ -192,17 +189,17 @@ def test_what_counts_as_the_same() -> None:
 
 def test_a_run_that_overflows_is_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["product"]),
-        helper.make_node("Transpose", ["product"], ["turned"], perm=[1, 0]),  # without, nothing is rounded on a CPU
-        helper.make_node("Softplus", ["turned"], ["z"]),
-        helper.make_node("Transpose", ["z"], ["y"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        helper.make_node("LayerNormalization", ["z", "scale"], ["y"]),
     ]
-    graph = save(tmp_path / "m" / "model.onnx", nodes, {"w": np.eye(128, dtype=np.float32) * 1000})
-    session = in_half(tmp_path / "kept").load(graph)
+    weights = {"w": np.eye(128, dtype=np.float32) * 1000, "scale": np.ones(128, np.float32)}
+    graph = save(tmp_path / "m" / "model.onnx", nodes, weights)
+    single, session = SINGLE.load(graph), in_half(tmp_path / "kept").load(graph)
     assert session.execution_provider == HALF
-    assert run(session, np.ones((1, 128), np.float32))[0, 0] == 1000
+    assert is_near(run(single, noise(2, 128)), run(session, noise(2, 128)))
     assert not caplog.records
-    np.testing.assert_array_equal(run(session, np.full((2, 128), 100, np.float32)), np.full((2, 128), 100_000))
+    wild = 100 * noise(2, 128)  # a product above 65504 is infinite, and the mean of those no number
+    np.testing.assert_array_equal(run(session, wild), run(single, wild))
     assert f"overflows on {HALF}" in caplog.text
 
 
@@ -343,8 +340,7 @@ def test_a_disk_without_room_is_left_alone(tmp_path: Path, caplog: pytest.LogCap
     assert not list((tmp_path / "kept").iterdir())
 
 
-@pytest.mark.parametrize("external", [False, True])
-def test_converting_takes_little_memory(tmp_path: Path, external: bool) -> None:
+def test_converting_takes_little_memory(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
@@ -359,7 +355,7 @@ print(peak() - before)
     small = product(tmp_path / "small" / "model.onnx", np.eye(128, dtype=np.float32))
     nodes = [helper.make_node("Shape", ["large"], ["size"]), helper.make_node("MatMul", ["x", "w"], ["y"])]
     weights = {"large": np.tile(noise(1, 1 << 20), (16, 1)), "w": np.eye(128, dtype=np.float32)}  # 64 MiB
-    large = save(tmp_path / "large" / "model.onnx", nodes, weights, save_as_external_data=external)
+    large = save(tmp_path / "large" / "model.onnx", nodes, weights)
     paths = [small, tmp_path / "small.onnx", large, tmp_path / "large.onnx"]
     command = [sys.executable, "-c", code, *map(str, paths)]
     taken = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
