@@ -20,6 +20,8 @@ _BF16_FEATURES = ("amx_bf16", "avx512_bf16")
 
 _AS_SET = "as set"
 
+_NO_ONNX = "the package onnx, with which fp16 graphs are made, is not installed"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -39,6 +41,11 @@ def choose(settings: Settings, machine: Machine) -> Choice:
     engine, device, reason = _engine(settings, machine)
     if engine == "openvino" and not machine.openvino:
         raise refusal(settings, "OpenVINO is not installed; install the package openvino, or take auto")
+    if device == "cuda" and not machine.onnx:
+        if settings.precision == "fp16":
+            raise refusal(settings, f"{_NO_ONNX}; install the package onnx, or take auto")
+        if settings.precision == "auto":
+            reason = f"{reason}; in fp32 because {_NO_ONNX}"
     offered = _precisions(machine, engine, device)
     if settings.precision == "auto":
         return Choice(engine, device, offered[0], reason)
@@ -80,7 +87,7 @@ def _engine_for_the_cpu(settings: Settings, machine: Machine) -> tuple[EngineNam
 
 def _precisions(machine: Machine, engine: EngineName, device: Device) -> tuple[Precision, ...]:
     """What can be had, best first."""
-    if device == "openvino-gpu":
+    if device == "openvino-gpu" or (device == "cuda" and machine.onnx):
         return "fp16", "fp32"
     if engine == "openvino" and _bf16_features(machine):
         return "bf16", "fp32"

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from .engine import EngineError
 from .engine.scheduler import EngineOf, ScheduledEngine, Scheduler
-from .engine_choice import Choice, Precision, refusal
+from .engine_choice import Choice, Device, EngineName, Precision, refusal
 from .machine import available_cores, cpu_kind
 from .settings import Settings
 
@@ -19,6 +19,9 @@ MAX_GPU_BATCH = 32
 MOST_THREADS = 16
 """For one run of a graph. A guess: nothing above 2 cores was measured."""
 
+_PLAIN: tuple[EngineName, Device, Precision] = "onnxruntime", "cpu", "fp32"
+"""What works everywhere."""
+
 log = logging.getLogger(__name__)
 
 
@@ -28,10 +31,11 @@ def make_engine(choice: Choice, settings: Settings, device_id: int = 0) -> Sched
     try:
         engine_of = _MAKERS[choice.engine](choice, settings, device_id, scheduler)
     except (EngineError, ImportError) as error:
-        asked = settings.engine, settings.precision, settings.device
-        if choice.engine == "onnxruntime" or asked not in (("auto", "auto", "auto"), ("auto", "auto", "cpu")):
+        asked = (settings.engine, settings.device, settings.precision)
+        allowed = all(each in ("auto", got) for each, got in zip(asked, _PLAIN, strict=True))
+        if not allowed or (choice.engine, choice.device, choice.precision) == _PLAIN:
             raise refusal(settings, str(error)) from error
-        plain = Choice("onnxruntime", "cpu", "fp32", f"OpenVINO does not work here: {error}")
+        plain = Choice(*_PLAIN, f"{choice.engine} on {choice.device} does not work here: {error}")
         return make_engine(plain, settings, device_id)
     log.info("Models run in %s", choice)
     return ScheduledEngine(scheduler, engine_of)
@@ -50,21 +54,26 @@ def make_scheduler(choice: Choice, settings: Settings, cores: int) -> Scheduler:
 
 def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: Scheduler) -> EngineOf:
     from .engine import onnxruntime
-    from .engine.optimized import OptimizedGraphs
+    from .engine.derived import DerivedGraphs
 
-    device: onnxruntime.Device = "cpu"
-    if choice.device == "cuda":  # not asked for it goes on without, and warns, where CUDA does not work
-        device = "auto" if settings.device == "auto" else "cuda"
+    assert choice.device != "openvino-gpu"
     kept = settings.cache_folder / COMPILED / f"onnxruntime-{onnxruntime.VERSION}-{cpu_kind()}"
     engine = onnxruntime.OnnxRuntimeEngine(
-        device,
+        choice.device,
         device_id,
         inter_op_threads=settings.model_inter_op_threads,
         arena=settings.model_arena,
-        optimized=OptimizedGraphs(kept) if choice.device == "cpu" else None,
+        optimized=DerivedGraphs(kept) if choice.device == "cpu" else None,
     )
     engine.check()
-    return lambda threads: replace(engine, intra_op_threads=threads)
+    if choice.precision == "fp32":
+        return lambda threads: replace(engine, intra_op_threads=threads)
+
+    from .engine.half_precision import InHalf
+
+    kept = settings.cache_folder / COMPILED / f"onnxruntime-{onnxruntime.VERSION}-fp16"
+    forms = DerivedGraphs(kept, "a form in half precision", room=1)
+    return lambda threads: InHalf(replace(engine, intra_op_threads=threads), forms)
 
 
 def _openvino(choice: Choice, settings: Settings, device_id: int, scheduler: Scheduler) -> EngineOf:

@@ -31,10 +31,14 @@ class Machine:
     cuda: bool
     """Whether the installed ONNX Runtime was built for CUDA, and there is a driver for it."""
 
+    onnx: bool = True
+    """Whether the package onnx is installed, which writes graphs."""
+
 
 def this_machine() -> Machine:
     """Look at this one."""
-    return Machine(frozenset(cpu_features()), find_spec("openvino") is not None, _onnxruntime_has_cuda())
+    openvino, onnx = (find_spec(package) is not None for package in ("openvino", "onnx"))
+    return Machine(frozenset(cpu_features()), openvino, _onnxruntime_has_cuda(), onnx)
 
 
 def available_cores() -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from immich_ml_compat.engine.full_precision import RetryInFull
+from immich_ml_compat.engine.half_precision import InHalf
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
 from immich_ml_compat.engine.openvino import OpenVinoEngine
 from immich_ml_compat.engine_choice import choose
@@ -22,8 +23,9 @@ BF16 = Machine(frozenset({"avx2", "avx512f", "avx512_bf16"}), openvino=True, cud
 AMX = Machine(frozenset({"avx512_bf16", "amx_tile", "amx_bf16"}), openvino=True, cuda=False)
 GPU = Machine(frozenset({"avx512_bf16"}), openvino=True, cuda=True)
 BARE = Machine(frozenset({"avx512_bf16"}), openvino=False, cuda=False)
+NO_ONNX = Machine(frozenset({"avx2"}), openvino=True, cuda=True, onnx=False)
 ARM = Machine(frozenset({"asimd", "bf16"}), openvino=True, cuda=False)
-MACHINES = (PLAIN, BF16, AMX, GPU, BARE, ARM)
+MACHINES = (PLAIN, BF16, AMX, GPU, BARE, NO_ONNX, ARM)
 
 
 @pytest.mark.parametrize(
@@ -35,11 +37,12 @@ MACHINES = (PLAIN, BF16, AMX, GPU, BARE, ARM)
         ({}, AMX, "openvino cpu bf16"),
         ({}, BARE, "onnxruntime cpu fp32"),
         ({}, ARM, "onnxruntime cpu fp32"),
-        ({}, GPU, "onnxruntime cuda fp32"),
+        ({}, GPU, "onnxruntime cuda fp16"),
+        ({}, NO_ONNX, "onnxruntime cuda fp32"),
         # In part.
         ({"device": "cpu"}, GPU, "openvino cpu bf16"),
         ({"device": "cpu"}, PLAIN, "onnxruntime cpu fp32"),
-        ({"engine": "onnxruntime"}, GPU, "onnxruntime cuda fp32"),
+        ({"engine": "onnxruntime"}, GPU, "onnxruntime cuda fp16"),
         ({"engine": "onnxruntime"}, BF16, "onnxruntime cpu fp32"),
         ({"engine": "onnxruntime", "device": "cpu"}, GPU, "onnxruntime cpu fp32"),
         ({"engine": "openvino"}, PLAIN, "openvino cpu fp32"),
@@ -47,7 +50,11 @@ MACHINES = (PLAIN, BF16, AMX, GPU, BARE, ARM)
         ({"engine": "openvino", "precision": "fp32"}, AMX, "openvino cpu fp32"),
         ({"precision": "fp32"}, AMX, "onnxruntime cpu fp32"),
         ({"precision": "bf16"}, BF16, "openvino cpu bf16"),
-        ({"device": "cuda"}, PLAIN, "onnxruntime cuda fp32"),
+        ({"device": "cuda"}, PLAIN, "onnxruntime cuda fp16"),
+        ({"device": "cuda", "precision": "fp16"}, GPU, "onnxruntime cuda fp16"),
+        ({"precision": "fp16"}, GPU, "onnxruntime cuda fp16"),
+        ({"precision": "fp32"}, GPU, "onnxruntime cuda fp32"),
+        ({"precision": "fp32"}, NO_ONNX, "onnxruntime cuda fp32"),
         ({"device": "openvino-gpu"}, PLAIN, "openvino openvino-gpu fp16"),
         ({"device": "openvino-gpu", "precision": "fp32"}, GPU, "openvino openvino-gpu fp32"),
         ({"device": "openvino-gpu", "precision": "fp16"}, BF16, "openvino openvino-gpu fp16"),
@@ -69,7 +76,8 @@ def test_what_is_chosen(asked: dict[str, Any], machine: Machine, found: str) -> 
         ({"precision": "bf16", "engine": "onnxruntime"}, AMX, "ONNX Runtime on cpu has no bf16"),
         ({"precision": "bf16", "device": "openvino-gpu"}, AMX, "has no bf16; take auto or fp16 or fp32"),
         ({"precision": "fp16"}, BF16, "fp16 is for GPUs"),
-        ({"precision": "fp16", "device": "cuda"}, GPU, "ONNX Runtime on cuda has no fp16"),
+        ({"precision": "fp16"}, NO_ONNX, "is not installed; install the package onnx, or take auto"),
+        ({"precision": "bf16", "device": "cuda"}, GPU, "ONNX Runtime on cuda has no bf16; take auto or fp16 or fp32"),
         ({"precision": "int8"}, PLAIN, "it was not measured; take auto or fp32"),
         *(({"precision": "int8"}, machine, "int8 is not offered: with AVX2 it gained") for machine in MACHINES),
         ({"engine": "openvino"}, BARE, "OpenVINO is not installed; install the package openvino"),
@@ -105,9 +113,19 @@ def test_nothing_takes_the_place_of_what_was_asked_for(
         assert asked in ("auto", got)
 
 
+def test_auto_says_why_a_gpu_is_not_used_in_half_precision() -> None:
+    assert "onnx" not in str(choose(Settings(), GPU)).partition(":")[2]
+    assert str(choose(Settings(), NO_ONNX)) == (
+        "ONNX Runtime on cuda in fp32: it was built for CUDA; "
+        "in fp32 because the package onnx, with which fp16 graphs are made, is not installed"
+    )
+    assert "onnx" not in str(choose(Settings(precision="fp32"), NO_ONNX)).partition(":")[2]
+
+
 def test_this_machine() -> None:
     machine = this_machine()
     assert machine.openvino
+    assert machine.onnx
     assert not machine.cuda or "CUDAExecutionProvider" in OnnxRuntimeEngine().available_providers()
     assert list(cpu_features()) == [feature for feature in CPU_FEATURES if feature in machine.cpu_features]
     info = Path("/proc/cpuinfo")
@@ -130,6 +148,40 @@ def test_openvino_has_no_more_threads_than_there_are_cores(variables: dict[str, 
         assert isinstance(engine, OpenVinoEngine)
         assert 1 <= engine.streams <= engine.threads <= available_cores()
         assert engine.threads == (1 if "workers" in variables else available_cores())
+
+
+CUDA = "CUDAExecutionProvider" in OnnxRuntimeEngine().available_providers()
+
+
+@pytest.mark.skipif(CUDA, reason="this ONNX Runtime was built for CUDA")
+def test_where_cuda_does_not_work() -> None:
+    """The machine looks as if it had a GPU, and ONNX Runtime cannot use it."""
+    for settings in (Settings(), Settings(engine="onnxruntime"), Settings(precision="fp32")):
+        scheduled = make_engine(choose(settings, GPU), settings)
+        engine = scheduled.engine_of(1)
+        assert isinstance(engine, OnnxRuntimeEngine)
+        assert engine.device == "cpu"
+        assert engine.optimized is not None
+        assert scheduled.scheduler.max_batch == 1
+    for settings in (Settings(device="cuda"), Settings(precision="fp16")):
+        with pytest.raises(ConfigurationError, match=r"has no CUDA: install onnxruntime-gpu$"):
+            make_engine(choose(settings, GPU), settings)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp16", "fp32"])
+def test_on_a_gpu_graphs_run_in_half_precision(precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxRuntimeEngine, "check", lambda _: None)  # there is none here
+    settings = Settings(device="cuda", precision=precision, cache_folder=tmp_path)
+    scheduled = make_engine(choose(settings, GPU), settings, device_id=3)
+    engine = scheduled.engine_of(1)
+    assert scheduled.scheduler.max_batch > 1
+    if precision != "fp32":
+        assert isinstance(engine, InHalf)
+        assert engine.forms.folder.parent == tmp_path / ".compiled"
+        assert engine.forms.folder.name.endswith("-fp16")
+        engine = engine.engine
+    assert isinstance(engine, OnnxRuntimeEngine)
+    assert (engine.device, engine.device_id, engine.optimized) == ("cuda", 3, None)
 
 
 def test_in_less_than_single_precision_there_is_a_way_back() -> None:

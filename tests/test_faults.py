@@ -23,9 +23,9 @@ from PIL import Image
 from benchmarks import soak_load
 from benchmarks.fuzz import models as tiny
 from immich_ml_compat.engine import Engine, EngineError, EngineMemoryError, engine_error
+from immich_ml_compat.engine.derived import DerivedGraphs
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
 from immich_ml_compat.engine.openvino import OpenVinoEngine
-from immich_ml_compat.engine.optimized import OptimizedGraphs
 
 from .server import Server, running_server
 from .test_optimized_graphs import engine, forms, product, small_graph
@@ -114,14 +114,13 @@ def test_what_engines_say_without_memory(tmp_path: Path) -> None:
 
 
 def test_optimised_graphs_and_a_full_disk(
-    tmp_path: Path, mount: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, mount: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("immich_ml_compat.engine.optimized._FREE_FOR", 0)  # it fills up meanwhile
     graph = small_graph(tmp_path / "m" / "model.onnx")
     folder = mount("size=64k")
     for _ in range(2):
-        assert product(engine(folder / "kept").load(graph)) == 128
+        assert product(engine(folder / "kept", room=0).load(graph)) == 128  # it fills up meanwhile
     assert "without an optimised form" in caplog.text
     assert forms(folder / "kept") == []
     assert shutil.disk_usage(folder).free > 50_000, "nothing half done is left"
@@ -206,7 +205,7 @@ def test_an_optimised_form_is_not_made_of_weights_outside_the_folder(tmp_path: P
     (tmp_path / "secret").write_bytes(bytes(128 * 96 * 4))
     path = written(tmp_path / "m" / "model.onnx", [PRODUCT], elsewhere("../secret"))
     with pytest.raises(EngineError):
-        OnnxRuntimeEngine("cpu", optimized=OptimizedGraphs(tmp_path / "kept")).load(path)
+        OnnxRuntimeEngine("cpu", optimized=DerivedGraphs(tmp_path / "kept")).load(path)
     assert forms(tmp_path / "kept") == []
 
 

@@ -13,8 +13,8 @@ import pytest
 from immich_ml_compat.catalog import ModelType, Task
 from immich_ml_compat.engine import Array, Session
 from immich_ml_compat.engine import onnxruntime as engine_module
+from immich_ml_compat.engine.derived import DATA_SUFFIX, DerivedGraphs
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
-from immich_ml_compat.engine.optimized import DATA_SUFFIX, OptimizedGraphs
 from immich_ml_compat.engine.packed_weights import align_weights
 from immich_ml_compat.store import ModelKey, ModelStore
 
@@ -37,8 +37,8 @@ def graph(request: pytest.FixtureRequest, cache: Path) -> Path:
     return files.graph
 
 
-def engine(folder: Path, threads: int = 1) -> OnnxRuntimeEngine:
-    return OnnxRuntimeEngine("cpu", intra_op_threads=threads, optimized=OptimizedGraphs(folder))
+def engine(folder: Path, threads: int = 1, room: int = 4) -> OnnxRuntimeEngine:
+    return OnnxRuntimeEngine("cpu", intra_op_threads=threads, optimized=DerivedGraphs(folder, room=room))
 
 
 def outputs(session: Session, seed: int = 0) -> list[Array]:
@@ -174,10 +174,9 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, caplog:
     assert "without an optimised form" in caplog.text
 
 
-def test_a_disk_without_room_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("immich_ml_compat.engine.optimized._FREE_FOR", 1 << 60)
+def test_a_disk_without_room_is_left_alone(tmp_path: Path) -> None:
     graph = small_graph(tmp_path / "m" / "model.onnx")
-    assert product(engine(tmp_path / "kept").load(graph)) == 128
+    assert product(engine(tmp_path / "kept", room=1 << 60).load(graph)) == 128
     assert not list((tmp_path / "kept").iterdir())
 
 
@@ -229,10 +228,10 @@ CRASH = """
 import os, signal, sys
 from pathlib import Path
 from immich_ml_compat.engine import onnxruntime
-from immich_ml_compat.engine.optimized import OptimizedGraphs
+from immich_ml_compat.engine.derived import DerivedGraphs
 if sys.argv[3] == "crash":
     onnxruntime.align_weights = lambda *_: os.kill(os.getpid(), signal.SIGSEGV)
-engine = onnxruntime.OnnxRuntimeEngine("cpu", optimized=OptimizedGraphs(Path(sys.argv[1])))
+engine = onnxruntime.OnnxRuntimeEngine("cpu", optimized=DerivedGraphs(Path(sys.argv[1])))
 engine.load(Path(sys.argv[2]))
 """
 

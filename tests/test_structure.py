@@ -24,6 +24,7 @@ ORACLES = {"rapidocr", "insightface", "rapidocr_onnxruntime", "insightface_vectr
     "cn_clip",
 }
 TASKS = ("clip", "faces", "ocr")
+HALF = "immich_ml_compat.engine.half_precision"
 
 
 def imported(module: str) -> set[str]:
@@ -77,7 +78,11 @@ def test_the_import_reader_reads() -> None:
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_an_engine_is_imported_in_one_place(engine: str) -> None:
-    assert [module for module in MODULES if uses(module, {engine})] == [f"immich_ml_compat.engine.{engine}"]
+    users = {module for module in MODULES if uses(module, {engine})}
+    converting = {HALF} if engine == "onnxruntime" else set()
+    assert users == {f"immich_ml_compat.engine.{engine}"} | converting
+    own = {found for found in imported(HALF) if found.startswith("onnxruntime")}
+    assert all(found.startswith("onnxruntime.transformers.float16") for found in own)
 
 
 def test_only_the_engine_that_runs_is_loaded() -> None:
@@ -128,8 +133,8 @@ def test_inference_knows_nothing_of_http() -> None:
 
 
 def test_onnx_is_imported_where_graphs_are_written() -> None:
-    assert [module for module in MODULES if uses(module, {"onnx"})] == ["immich_ml_compat.chinese_clip.graph"]
-    assert loaded_by("import immich_ml_compat.service, immich_ml_compat.model_command", {"onnx"}) == []
+    assert {module for module in MODULES if uses(module, {"onnx"})} == {"immich_ml_compat.chinese_clip.graph", HALF}
+    assert loaded_by(f"import immich_ml_compat.service, immich_ml_compat.model_command, {HALF}", {"onnx"}) == []
 
 
 def test_oracles_are_never_imported() -> None:

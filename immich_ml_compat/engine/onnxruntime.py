@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ..memory import release
 from . import Array, EngineError, OneByOne, TensorInfo, engine_error
+from .derived import DATA_SUFFIX, DerivedGraphs, trial
 from .onnx_file import block, varint
-from .optimized import DATA_SUFFIX, OptimizedGraphs
 from .packed_weights import align_weights
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,6 @@ _ERRORS = (
     ort_errors.RuntimeException,
 )
 
-_TRIAL_SIDE, _TRIAL_TOKENS = 64, 8
-"""What a free axis of pixels and of tokens has in the trial of an optimised form: detectors need a multiple of 32."""
-
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
@@ -74,7 +71,7 @@ class OnnxRuntimeEngine:
     intra_op_threads: int = 0
     inter_op_threads: int = 0
     arena: bool = True
-    optimized: OptimizedGraphs | None = None
+    optimized: DerivedGraphs | None = None
     """Where optimised graphs are kept, for the CPU."""
 
     def available_providers(self) -> list[str]:
@@ -92,22 +89,16 @@ class OnnxRuntimeEngine:
         return _CUDA
 
     def check(self) -> None:
-        """Raise EngineError where the device is not in this build of ONNX Runtime."""
-        _ = self.execution_provider
+        """Raise EngineError where the device cannot be used: on a GPU, a smallest graph is loaded."""
+        if self.execution_provider == _CUDA:
+            self._session(Path("CUDA"), self._options(), _smallest_graph())
 
     def load(self, path: Path) -> "OnnxRuntimeSession":
         """Load the graph at `path`, external data beside it included. Raises EngineError."""
-        if self.optimized is None or self.execution_provider != _CPU:
-            return OnnxRuntimeSession(path, self._session(path, self._options()))
-        form = self.optimized.find(path, lambda target: self._write(path, target))
-        if form is None:
-            return OnnxRuntimeSession(path, self._session(path, self._options()))
-        try:
-            return OnnxRuntimeSession(path, self._optimized_session(form))
-        except EngineError as error:
-            log.warning("%s is made anew: %s", form, error)
-            self.optimized.discard(form)
-            return OnnxRuntimeSession(path, self._session(path, self._options()))
+        session = None
+        if self.optimized is not None and self.execution_provider == _CPU:
+            session = self.optimized.load(path, partial(self._write, path), self._optimized_session)
+        return OnnxRuntimeSession(path, session or self._session(path, self._options()))
 
     def release(self) -> None:
         """Have the arena give back what no tensor lies in: a run of any graph can ask it to."""
@@ -150,7 +141,7 @@ class OnnxRuntimeEngine:
         data = target.with_name(target.name + DATA_SUFFIX)
         if data.is_file():
             align_weights(target, data)
-        inputs = {node.name: _nothing(_info(path, node)) for node in session.get_inputs()}
+        inputs = trial([_info(path, node) for node in session.get_inputs()])
         try:
             expected = session.run(None, inputs)
             del session  # a large model is not to be in memory twice
@@ -166,13 +157,13 @@ class OnnxRuntimeEngine:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done
         return self._session(form, options)
 
-    def _session(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _session(self, path: Path, options: ort.SessionOptions, graph: bytes | None = None) -> ort.InferenceSession:
         provider = self.execution_provider
         if provider == _CUDA:
             ort.preload_dlls()  # finds the CUDA libraries that came as wheels
         providers = [(provider, {"device_id": self.device_id} if provider == _CUDA else {}), (_CPU, {})]
         try:
-            session = ort.InferenceSession(path, options, providers=list(dict(providers).items()))
+            session = ort.InferenceSession(graph or path, options, providers=list(dict(providers).items()))
         except _ERRORS as error:
             raise engine_error(path, str(error)) from error
         self._check_provider(provider, session.get_providers())
@@ -229,13 +220,6 @@ def _make_arena() -> None:
     cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     as_ever = ort.OrtArenaCfg(0, -1, -1, -1)
     ort.create_and_register_allocator(cpu, as_ever)
-
-
-def _nothing(info: TensorInfo) -> Array:
-    """An input of ones, small where axes are free."""
-    side = _TRIAL_SIDE if info.dtype.kind == "f" else _TRIAL_TOKENS
-    shape = [side if axis is None else axis for axis in info.shape]
-    return np.ones([1, *shape[1:]] if info.shape[:1] == (None,) else shape, info.dtype)
 
 
 def _close(expected: Array, found: Array) -> bool:

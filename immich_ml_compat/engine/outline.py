@@ -2,7 +2,8 @@
 
 OpenVINO reads the weights inside a graph into memory, and keeps them beside those that it packs for the CPU: a graph
 takes twice its size. Weights in another file it maps, and their pages can be given back once they are packed. So it
-gets a small file that says of each weight where it stands in the graph's own.
+gets a small file that says of each weight where it stands in the graph's own. What rewrites a graph
+needs no more than that.
 """
 
 import mmap
@@ -41,7 +42,7 @@ def outline(path: Path) -> Iterator[Path]:
     a link to somewhere else, the graph itself is lent.
     """
     try:
-        text = None if path.is_symlink() else _write(path)
+        text = None if path.is_symlink() else without_weights(path)
     except (OSError, IndexError, ValueError):
         text = None  # the engine says better what is wrong with it
     if text is None:
@@ -58,8 +59,8 @@ def outline(path: Path) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def _write(path: Path) -> bytes | None:
-    """Return the outline's content, or None for a graph with few large weights.
+def without_weights(path: Path) -> bytes | None:
+    """Return the outline's content, which is to lie in the graph's folder, or None for a graph with few large weights.
 
     Raises OSError, or IndexError or ValueError for what is no graph.
     """

@@ -1,0 +1,161 @@
+"""Graphs on disk in another form than they came: optimised for this CPU, or in half precision.
+
+    <folder>/<the graph's path, as a name>-<stamp of its files>/model.onnx, model.onnx.data
+
+ONNX Runtime rearranges a graph and packs its weights when it loads it, for each session anew and into memory of its
+own. Written down once, the packed weights are mapped: sessions and processes share their pages, and the system may
+drop and read them again.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ..memory import release
+from . import Array, EngineError, EngineMemoryError, TensorInfo
+
+log = logging.getLogger(__name__)
+
+DATA_SUFFIX = ".data"
+
+_GRAPH = "model.onnx"
+_MAKING = ".making"
+_NAMED_BY = 4  # parts of the path: task, name, type, file
+_FORGET_S = 7 * 24 * 3600.0
+
+_TRIAL_SIDE, _TRIAL_TOKENS = 64, 8
+"""What a free axis of pixels and of tokens has in a trial: detectors need a multiple of 32."""
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class DerivedGraphs:
+    """The folder of one kind of form. One that cannot be written, or a disk that is full, is done without."""
+
+    folder: Path
+    """Different for whatever the form depends on: the version of ONNX Runtime, the kind of CPU."""
+
+    form: str = "an optimised form"
+    """What is kept here, for the log."""
+
+    room: int = 4
+    """So many times the graph's size must be free: optimised, the weights are written as they were and packed."""
+
+    def load(self, graph: Path, write: Callable[[Path], None], load: Callable[[Path], Loaded]) -> Loaded | None:
+        """Load a graph's form, having `write` make it where it is not there; return None without one.
+
+        `write` is told where to, tries what it wrote, and raises EngineError, LookupError or ValueError where that is
+        no use. It is not tried again for a week then, nor where the process died of it. A form that `load` raises
+        EngineError for is removed.
+        """
+        form = self._find(graph, write)
+        if form is None:
+            return None
+        try:
+            return load(form)
+        except EngineMemoryError as error:
+            log.warning("%s is loaded without %s: %s", graph, self.form, error)
+        except EngineError as error:
+            log.warning("%s is made anew: %s", form, error)
+            shutil.rmtree(form.parent, ignore_errors=True)
+        return None
+
+    def _find(self, graph: Path, write: Callable[[Path], None]) -> Path | None:
+        try:
+            home = self.folder / f"{_name(graph)}-{_stamp(graph)}"
+            form = home / _GRAPH
+            if not form.is_file() and not self._make(graph, home, write):
+                return None
+        except OSError as error:
+            log.info("%s is loaded without %s on disk: %s", graph, self.form, error)
+            return None
+        return form
+
+    def _make(self, graph: Path, home: Path, write: Callable[[Path], None]) -> bool:
+        """Make the folder of a form as a whole; tell whether it is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        size = sum(file.stat().st_size for file in _files(graph))
+        if shutil.disk_usage(self.folder).free < self.room * size:
+            log.warning("%s is loaded without %s: the disk has no room for one", graph, self.form)
+            return False
+        making = home.with_name(home.name + _MAKING)
+        _remove_forgotten(making)
+        try:
+            making.mkdir()
+        except FileExistsError:  # another worker is at it, or died of it: this one does without
+            return False
+        try:
+            write(making / _GRAPH)
+            release()
+            for path in (*making.iterdir(), making):
+                _flush(path)
+            making.rename(home)
+        except (EngineError, LookupError, OSError, ValueError) as error:
+            log.warning("%s is loaded without %s: %s", graph, self.form, error)
+            for path in making.iterdir():
+                path.unlink()
+            if isinstance(error, MemoryError):  # another time there may be enough
+                making.rmdir()
+            return False  # else the folder stays: it is not tried again at every load
+        for other in self.folder.iterdir():
+            if other != home and other.name.rpartition("-")[0] == _name(graph) and other.suffix != _MAKING:
+                shutil.rmtree(other, ignore_errors=True)  # of what lay there before
+        return True
+
+
+def trial(inputs: Sequence[TensorInfo]) -> dict[str, Array]:
+    """Return inputs to try a form with, the same every time: zeros and ones at random, small where axes are free.
+
+    So they are a picture of noise, tokens that are in every vocabulary, and a mask that hides some of them.
+    """
+    random = np.random.default_rng(0)
+    return {info.name: random.integers(0, 2, _trial_shape(info)).astype(info.dtype) for info in inputs}
+
+
+def _trial_shape(info: TensorInfo) -> list[int]:
+    side = _TRIAL_SIDE if info.dtype.kind == "f" else _TRIAL_TOKENS
+    shape = [side if axis is None else axis for axis in info.shape]
+    return [1, *shape[1:]] if info.shape[:1] == (None,) else shape
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on disk: a form must not be there without its weights."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _name(graph: Path) -> str:
+    return "_".join(graph.with_suffix("").parts[-_NAMED_BY:])
+
+
+def _stamp(graph: Path) -> str:
+    """What changes when the graph or the weights beside it do."""
+    states = [(file.name, stat.st_size, stat.st_mtime_ns) for file in _files(graph) for stat in [file.stat()]]
+    return sha256(repr(states).encode()).hexdigest()[:16]
+
+
+def _files(graph: Path) -> list[Path]:
+    """The graph and what lies beside it: weights may be in files of any name."""
+    beside = (file for file in graph.parent.iterdir() if file != graph and not file.name.startswith("."))
+    return [graph, *sorted(file for file in beside if file.is_file() and ".broken-" not in file.name)]
+
+
+def _remove_forgotten(making: Path) -> None:
+    try:
+        age = time.time() - making.stat().st_mtime
+    except OSError:
+        return
+    if abs(age) > _FORGET_S:  # the clock may have been set back
+        shutil.rmtree(making, ignore_errors=True)
