@@ -5,14 +5,12 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 
+from .compiled import compiled_folder
 from .engine import EngineError
 from .engine.scheduler import EngineOf, ScheduledEngine, Scheduler
 from .engine_choice import Choice, Device, EngineName, Precision, refusal
 from .machine import available_cores, cpu_kind
 from .settings import Settings
-
-COMPILED = ".compiled"
-"""The folder, inside the cache folder, of graphs as engines optimised or compiled them, by engine and version."""
 
 MAX_GPU_BATCH = 32
 
@@ -57,7 +55,7 @@ def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: 
     from .engine.derived import DerivedGraphs
 
     assert choice.device != "openvino-gpu"
-    kept = settings.cache_folder / COMPILED / f"onnxruntime-{onnxruntime.VERSION}-{cpu_kind()}"
+    kept = compiled_folder(settings.cache_folder, f"onnxruntime-{onnxruntime.VERSION}-{cpu_kind()}")
     engine = onnxruntime.OnnxRuntimeEngine(
         choice.device,
         device_id,
@@ -71,7 +69,7 @@ def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: 
 
     from .engine.half_precision import InHalf
 
-    kept = settings.cache_folder / COMPILED / f"onnxruntime-{onnxruntime.VERSION}-fp16"
+    kept = compiled_folder(settings.cache_folder, f"onnxruntime-{onnxruntime.VERSION}-fp16")
     forms = DerivedGraphs(kept, "a form in half precision", room=1)
     return lambda threads: InHalf(replace(engine, intra_op_threads=threads), forms)
 
@@ -81,7 +79,7 @@ def _openvino(choice: Choice, settings: Settings, device_id: int, scheduler: Sch
     from .engine.openvino import OpenVinoEngine
 
     on_gpu = choice.device == "openvino-gpu"
-    compiled = settings.cache_folder / COMPILED / f"openvino-{version('openvino')}" if on_gpu else None
+    compiled = compiled_folder(settings.cache_folder, f"openvino-{version('openvino')}") if on_gpu else None
 
     def engine(precision: Precision, threads: int) -> OpenVinoEngine:
         runs = scheduler.cores // threads

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .catalog import CHINESE_CLIP_DIMENSIONS, Task, clean_name, short_name
+from .compiled import forget_forms
 from .downloads import Downloader
 from .downloads.checking import State, check, files_in
 from .downloads.converting import own, require_readable
@@ -160,6 +161,7 @@ class _Command:
             file.unlink()
         (folder / MANIFEST).unlink(missing_ok=True)
         _remove_empty_folders(folder)
+        forget_forms(self._store.folder, folder)
         kept = " (files of other origin stay)" if folder.exists() else ""
         print(f"{task}/{name}: {_megabytes(freed)} freed{kept}")
 

@@ -208,9 +208,12 @@ def test_a_recogniser_that_the_stock_server_rewrote_is_fine(
 
 def test_remove(run: Run, store: ModelStore) -> None:
     run("download", NAME)
+    form = store.folder / ".compiled" / "engine" / f"clip_{NAME}_visual_model-0123"
+    form.mkdir(parents=True)
     code, output, _ = run("remove", NAME, "--yes")
     assert (code, output) == (0, f"clip/{NAME}: 0.4 MB freed\n")
     assert not (store.folder / "clip" / NAME).exists()
+    assert not form.exists()
 
 
 def test_remove_leaves_what_was_not_downloaded(run: Run, store: ModelStore) -> None:

@@ -131,7 +131,8 @@ def test_gpus_take_turns(start: Start) -> None:
     server = start(workers=2, device_ids="0,1", request_threads=1)
     jobs = in_flight(server, 8)
     eventually(lambda: len(workers(server)) >= 2)
-    used = [worker.cmdline()[-1] for worker in workers(server)[:2]]
+    lines = [worker.cmdline() for worker in workers(server)[:2]]
+    used = [line[line.index("--device-id") + 1] for line in lines]
     assert used == ["0", "1"]
     assert [job.result().status_code for job in jobs] == [200] * 8
 
