@@ -30,7 +30,6 @@ create index if not exists ocr_words_words on hybrid_search.ocr_words using gin 
 create or replace function hybrid_search.words(content text) returns tsvector
   language sql stable parallel safe
   set zhparser.multi_short = on
-  set zhparser.multi_duality = on
 as $$
   select strip(to_tsvector('chinese', content)) || array_to_tsvector(array(
     select distinct '#' || character from regexp_split_to_table(content, '') as character where character ~ '[\u3400-\u9fff]'
