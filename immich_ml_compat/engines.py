@@ -28,13 +28,21 @@ def make_engine(choice: Choice, settings: Settings, device_id: int = 0) -> Sched
     try:
         engine_of = _MAKERS[choice.engine](choice, settings, device_id, scheduler)
     except (EngineError, ImportError) as error:
-        asked = settings.engine, settings.precision, settings.device
-        if choice.engine == "onnxruntime" or asked not in (("auto", "auto", "auto"), ("auto", "auto", "cpu")):
+        if not _may_give_way(choice, settings):
             raise refusal(settings, str(error)) from error
-        plain = Choice("onnxruntime", "cpu", "fp32", f"OpenVINO does not work here: {error}")
+        what = "the GPU" if choice.device == "cuda" else "OpenVINO"
+        plain = Choice("onnxruntime", "cpu", "fp32", f"{what} does not work here: {error}")
         return make_engine(plain, settings, device_id)
     log.info("Models run in %s", choice)
     return ScheduledEngine(scheduler, engine_of)
+
+
+def _may_give_way(choice: Choice, settings: Settings) -> bool:
+    """Whether another engine may take the place of one that does not work: nobody asked for this one."""
+    if choice.device == "cuda":
+        return settings.device == "auto"
+    asked = settings.engine, settings.precision, settings.device
+    return choice.engine == "openvino" and asked in (("auto", "auto", "auto"), ("auto", "auto", "cpu"))
 
 
 def make_scheduler(choice: Choice, settings: Settings, cores: int) -> Scheduler:
