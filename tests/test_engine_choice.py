@@ -173,7 +173,9 @@ def unusable_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # ONNX Runtime's own word of it
 def test_a_gpu_that_cannot_compute_is_an_error_where_it_was_asked_for() -> None:
     settings = Settings(device="cuda", device_ids="3")  # type: ignore[arg-type]
-    message = r"^MACHINE_LEARNING_DEVICE=cuda: GPU 3 cannot be used by ONNX Runtime [\d.]+ for CUDA.*: CUDAEx.*CPU image$"
+    message = (
+        r"^MACHINE_LEARNING_DEVICE=cuda: GPU 3 cannot be used by ONNX Runtime [\d.]+ for CUDA.*: CUDAEx.*CPU image"
+    )
     with pytest.raises(ConfigurationError, match=message):
         make_engine(choose(settings, GPU), settings, device_id=3)
 

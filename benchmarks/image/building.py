@@ -112,23 +112,10 @@ class Builder:
                 return self._layer(image, f"RUN {value}", lambda root: self._run(image, value, root))
             case "COPY":
                 return self._copy(image, value)
-            case "ENV":
-                return replace(image, environment={**image.environment, **_pairs(value, image)})
-            case "LABEL":
-                return replace(image, labels={**image.labels, **_pairs(value, image)})
             case "WORKDIR":
                 make: Callable[[Path], object] = lambda root: (root / value[1:]).mkdir(parents=True, exist_ok=True)  # noqa: E731
                 return replace(self._layer(image, f"WORKDIR {value}", make), folder=value)
-            case "ENTRYPOINT":
-                return replace(image, entrypoint=tuple(json.loads(value)), command=())
-            case "CMD":
-                return replace(image, command=tuple(json.loads(value)))
-            case "HEALTHCHECK":
-                return replace(image, health=tuple(json.loads(value.partition("CMD ")[2])))
-            case "VOLUME" | "EXPOSE":
-                kept = "volumes" if instruction == "VOLUME" else "ports"
-                return replace(image, **{kept: (*getattr(image, kept), *value.split())})
-        raise ValueError(f"{instruction} {value}: not understood here")
+        return _declare(image, instruction, value)
 
     def _layer(self, image: Image, instruction: str, change: Callable[[Path], object], content: str = "") -> Image:
         """Add what `change` does to a folder that holds the image's files."""
@@ -193,10 +180,30 @@ class Builder:
             raise ValueError(f"COPY {source}: .dockerignore leaves it out")
 
 
+def _declare(image: Image, instruction: str, value: str) -> Image:
+    """Take in what changes no file."""
+    match instruction:
+        case "ENV":
+            return replace(image, environment={**image.environment, **_pairs(value, image)})
+        case "LABEL":
+            return replace(image, labels={**image.labels, **_pairs(value, image)})
+        case "ENTRYPOINT":
+            return replace(image, entrypoint=tuple(json.loads(value)), command=())
+        case "CMD":
+            return replace(image, command=tuple(json.loads(value)))
+        case "HEALTHCHECK":
+            return replace(image, health=tuple(json.loads(value.partition("CMD ")[2])))
+        case "VOLUME":
+            return replace(image, volumes=(*image.volumes, *value.split()))
+        case "EXPOSE":
+            return replace(image, ports=(*image.ports, *value.split()))
+    raise ValueError(f"{instruction} {value}: not understood here")
+
+
 def _put(origin: Path, sources: Sequence[str], root: Path, folder: str, target: str) -> None:
     """Copy as COPY does: a folder's contents, or files; `target` ends in a `/` where several come or it is a folder."""
     place = root / Path(folder, target).relative_to("/")
-    ignored = shutil.ignore_patterns("__pycache__") if root != origin and not origin.name == "from" else None
+    ignored = None if origin.name == "from" else shutil.ignore_patterns("__pycache__")  # as .dockerignore does
     for source in (origin / source for source in sources):
         if source.is_dir():
             shutil.copytree(source, place, symlinks=True, ignore=ignored, dirs_exist_ok=True)
@@ -217,7 +224,9 @@ def _pairs(value: str, image: Image) -> dict[str, str]:
 
 def _contents(path: Path) -> str:
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-    return _digest(*(f"{each}{sha256(each.read_bytes()).hexdigest()}" for each in files if "__pycache__" not in each.parts))
+    return _digest(
+        *(f"{each}{sha256(each.read_bytes()).hexdigest()}" for each in files if "__pycache__" not in each.parts)
+    )
 
 
 def _digest(*parts: str) -> str:

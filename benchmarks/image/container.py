@@ -14,10 +14,13 @@ from pathlib import Path
 from .building import Image, mounted
 
 _CAPABILITIES = (
-    "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write "
-    "setfcap"
-).split()
+    *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "net_bind_service"),
+    *("net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
+)
 """Those that Docker leaves to a container's root."""
+
+GRAPHICS_GROUP = 105
+"""Whose a graphics device is; it has no driver behind it."""
 
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
@@ -46,7 +49,14 @@ class Container:
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in it, as root, like `docker exec`."""
-        enter = ["nsenter", "-t", str(self.first_process()), "--mount", "--pid", f"--root=/proc/{self.first_process()}/root"]
+        enter = [
+            "nsenter",
+            "-t",
+            str(self.first_process()),
+            "--mount",
+            "--pid",
+            f"--root=/proc/{self.first_process()}/root",
+        ]
         return subprocess.run(
             [*enter, "--wdns=/", *command], env=dict(self.environment), capture_output=True, text=True, check=False
         )
@@ -73,10 +83,13 @@ def running(
     root.mkdir(parents=True, exist_ok=True)
     bounds = ["setpriv", f"--bounding-set=-all{''.join(f',+{name}' for name in capabilities)}", "--inh-caps=-all"]
     enter = ["chroot", *(["--userspec", user, "--groups="] if user else []), str(root)]
-    start = [*bounds, *enter, *image.entrypoint, *(command or image.command)]
+    start = [*bounds, *enter] if user else [*enter, *bounds]  # without the right to chroot it must come first
+    start += [*image.entrypoint, *(command or image.command)]
     variables = {**image.environment, **environment}
     script = "\n".join(["set -e", *(shlex.join(step) for step in _mounts(image, root, volume))])
-    script += f"\ncd /\nexec env -i {shlex.join(f'{name}={value}' for name, value in variables.items())} {shlex.join(start)}"
+    script += (
+        f"\ncd /\nexec env -i {shlex.join(f'{name}={value}' for name, value in variables.items())} {shlex.join(start)}"
+    )
     isolated = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "sh", "-c", script]
     with log.open("wb") as output, subprocess.Popen(isolated, stdout=output, stderr=output) as process:
         try:
@@ -96,7 +109,9 @@ def _mounts(image: Image, root: Path, volume: Path) -> Iterator[list[str]]:
     for name in _DEVICES:
         yield ["touch", f"{root}/dev/{name}"]
         yield ["mount", "--bind", f"/dev/{name}", f"{root}/dev/{name}"]
-    yield ["mkdir", f"{root}/dev/shm"]
+    yield ["mkdir", f"{root}/dev/dri", f"{root}/dev/shm"]
+    yield ["mknod", "--mode=660", f"{root}/dev/dri/renderD128", "c", "226", "128"]
+    yield ["chown", f"0:{GRAPHICS_GROUP}", f"{root}/dev/dri/renderD128"]
     yield ["mount", "-t", "tmpfs", "-o", "mode=1777,size=64m", "shm", f"{root}/dev/shm"]
     yield ["mount", "-o", "remount,ro", f"{root}/dev"]
     yield ["mount", "--bind", str(volume), f"{root}/cache"]

@@ -12,7 +12,7 @@ from benchmarks.servers import free_port
 from tests.model_folders import OCR, write_models
 
 from .building import Image
-from .container import Container, running, wait_for
+from .container import GRAPHICS_GROUP, Container, running, wait_for
 
 _ROOT = Path(__file__).parents[2]
 _START_S = 120.0
@@ -29,6 +29,7 @@ def try_cpu(image: Image, store: Path) -> None:
     with running(image, volume, folder, environment=serving) as container:
         _check_start(container)
         _check_rights(container, "1000")
+        assert all(str(GRAPHICS_GROUP) in status["Groups"].split() for status in container.processes())
         owners = {path.lstat().st_uid for path in volume.rglob("*")}
         assert owners == {1000}, owners
         _run_tests(port)

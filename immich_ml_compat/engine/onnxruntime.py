@@ -229,7 +229,9 @@ def _graph(rank: int, *operators: str) -> bytes:
     number = block(1, varint(1 << 3) + varint(1) + number)
     names = [_INPUT, *(f"{operator}{place}" for place, operator in enumerate(operators))]
     nodes = b"".join(
-        block(1, block(1, given.encode()) + block(1, _INPUT.encode()) + block(2, made.encode()) + block(4, what.encode()))
+        block(
+            1, block(1, given.encode()) + block(1, _INPUT.encode()) + block(2, made.encode()) + block(4, what.encode())
+        )
         for given, made, what in zip(names, names[1:], operators, strict=False)
     )
     ends = ((11, names[0]), (12, names[-1]))
