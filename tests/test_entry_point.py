@@ -103,6 +103,12 @@ def test_the_user_can_be_chosen(volume: Path, start: Start) -> None:
     assert owners(volume) == {(1234, 4321)}
 
 
+def test_the_group_may_be_roots(volume: Path, start: Start) -> None:
+    run = start(volume, PGID="0")
+    assert run.stdout.splitlines()[:3] == ["1000", "0", "0"]
+    assert run.stderr == ""
+
+
 def test_what_is_right_is_not_touched(volume: Path, start: Start) -> None:
     start(volume)
     before = {path: path.lstat().st_ctime_ns for path in volume.rglob("*")}
