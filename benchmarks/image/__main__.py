@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .base import debian
 from .building import Builder, Image
-from .trying import try_cpu, try_cuda
+from .trying import try_cpu, try_cuda, try_intel
 
 ROOT = Path(__file__).parents[2]
 LOCKS = {"cpu": "runtime.lock", "cuda": "cuda.lock"}
@@ -29,7 +29,12 @@ def main() -> None:
         builder = Builder(ROOT / f"Dockerfile.{kind}", lambda name: debian(name, store), packages, store)
         image = builder.build({"VERSION": "try", "REVISION": "none"})
         weigh(image)
-        (try_cpu if kind == "cpu" else try_cuda)(image, store)
+        if kind == "cuda":
+            try_cuda(image, store)
+            continue
+        weigh(builder.stage("openvino"))
+        try_cpu(image, store)
+        try_intel(builder.stage("openvino"), store)
 
 
 def fetch(folder: Path, *locks: Path) -> Path:

@@ -106,6 +106,10 @@ class Builder:
             raise ValueError("the Dockerfile has no FROM")
         return image
 
+    def stage(self, name: str) -> Image:
+        """Return a stage that was built."""
+        return self._stages[name]
+
     def _apply(self, image: Image, instruction: str, value: str) -> Image:
         match instruction:
             case "RUN":

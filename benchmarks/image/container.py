@@ -95,7 +95,8 @@ def running(
         try:
             yield Container(image, root, process, log, variables)
         finally:
-            process.kill()  # which ends the first process, and so all of them
+            for pid in _children(process.pid) if process.poll() is None else []:
+                os.kill(pid, signal.SIGKILL)  # the first process, and with it all of them
             process.wait()
 
 
