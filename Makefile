@@ -8,7 +8,7 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 
 export MACHINE_LEARNING_CACHE_FOLDER ?= model_cache
 
-.PHONY: serve test soak bench bench-clip speed lint format lock clean
+.PHONY: serve test soak bench bench-clip speed image lint lint-deploy format lock clean
 
 serve: $(VENV)/.runtime
 	$(BIN)/immich-ml-compat serve
@@ -34,6 +34,26 @@ bench-clip: $(VENV)/.oracles
 speed: $(VENV)/.reference
 	$(BIN)/python -m benchmarks.speed $(SPEED)
 
+# As root on Linux, with debootstrap: the images without a container engine. `make image IMAGE=cpu` for one of them.
+IMAGE ?= cpu cuda
+image: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.image $(IMAGE)
+
+# What is in deploy/ and .github/ by its public schemas and linters. Needs kubectl (for kustomize), shellcheck, promtool.
+lint-deploy: $(VENV)/.deploy
+	shellcheck deploy/image/start
+	promtool check config deploy/prometheus/prometheus.yml
+	$(BIN)/hadolint Dockerfile.cpu Dockerfile.cuda
+	$(BIN)/yamllint --strict deploy .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet .github
+	for each in base cuda keda hpa; do \
+	    kubectl kustomize deploy/kubernetes/$$each > $(VENV)/manifests.yaml || exit 1; \
+	    $(BIN)/kubernetes-validate --strict $(VENV)/manifests.yaml || exit 1; \
+	done
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -54,6 +74,11 @@ $(VENV)/.dev: $(VENV)/.runtime requirements/dev.lock
 	$(INSTALL) -r requirements/dev.lock
 	touch $@
 
+$(VENV)/.deploy: requirements/deploy.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -r requirements/deploy.lock
+	touch $@
+
 # What tests compare with and no lock holds: each package alone, what they need is in dev.lock.
 $(VENV)/.oracles: $(VENV)/.dev requirements/oracles.txt
 	$(PIP) install --no-deps -r requirements/oracles.txt
@@ -68,6 +93,7 @@ COMPILE = uv pip compile --universal --generate-hashes --no-annotate --no-header
 
 lock:
 	$(COMPILE) requirements/build.in -o requirements/build.lock
+	$(COMPILE) requirements/deploy.in -o requirements/deploy.lock
 	$(COMPILE) requirements/reference.in -o requirements/reference.lock
 	$(COMPILE) pyproject.toml --excludes requirements/runtime-excludes.txt -o requirements/runtime.lock
 	$(COMPILE) pyproject.toml --extra cuda --excludes requirements/runtime-excludes.txt --excludes requirements/cuda-excludes.txt -c requirements/runtime.lock -o requirements/cuda.lock

@@ -33,7 +33,8 @@ def make_engine(choice: Choice, settings: Settings, device_id: int = 0) -> Sched
         allowed = all(each in ("auto", got) for each, got in zip(asked, _PLAIN, strict=True))
         if not allowed or (choice.engine, choice.device, choice.precision) == _PLAIN:
             raise refusal(settings, str(error)) from error
-        plain = Choice(*_PLAIN, f"{choice.engine} on {choice.device} does not work here: {error}")
+        what = "the GPU" if choice.device == "cuda" else "OpenVINO"
+        plain = Choice(*_PLAIN, f"{what} does not work here: {error}")
         return make_engine(plain, settings, device_id)
     log.info("Models run in %s", choice)
     return ScheduledEngine(scheduler, engine_of)

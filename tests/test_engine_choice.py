@@ -1,5 +1,6 @@
 """Which engine, device and precision: by the settings and by the machine."""
 
+import logging
 import os
 import re
 import subprocess
@@ -210,3 +211,34 @@ def test_the_server_does_not_start_without_it(tmp_path: Path, variables: dict[st
     assert run.returncode == 2
     assert re.search(f"^{re.escape(message)}", run.stderr, re.MULTILINE)
     assert "Traceback" not in run.stderr
+
+
+@pytest.fixture
+def unusable_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if ONNX Runtime had been built for CUDA and a driver were there; nothing can be computed on it."""
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(OnnxRuntimeEngine, "available_providers", lambda _: providers)
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
+
+
+@pytest.mark.usefixtures("unusable_gpu")
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # ONNX Runtime's own word of it
+def test_a_gpu_that_cannot_compute_is_an_error_where_it_was_asked_for() -> None:
+    settings = Settings(device="cuda", device_ids="3")  # type: ignore[arg-type]
+    message = (
+        r"^MACHINE_LEARNING_DEVICE=cuda: GPU 3 cannot be used by ONNX Runtime [\d.]+ for CUDA.*: CUDAEx.*CPU image"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        make_engine(choose(settings, GPU), settings, device_id=3)
+
+
+@pytest.mark.usefixtures("unusable_gpu")
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_gpu_that_cannot_compute_gives_way_where_it_was_not(caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings()
+    with caplog.at_level(logging.INFO):
+        scheduled = make_engine(choose(settings, GPU), settings)
+    engine = scheduled.engine_of(1)
+    assert isinstance(engine, OnnxRuntimeEngine)
+    assert (engine.device, scheduled.scheduler.cores) == ("cpu", available_cores())
+    assert "ONNX Runtime on cpu in fp32: the GPU does not work here: GPU 0 cannot be used" in caplog.text

@@ -279,8 +279,3 @@ def test_what_is_no_server_of_this_kind(answer: bytes) -> None:
         code, said = asking.result(30)
     assert code == 1
     assert said.startswith(f"http://127.0.0.1:{port}: ")
-
-
-@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
-def test_the_images_ask_for_health(name: str) -> None:
-    assert '\nHEALTHCHECK CMD ["immich-ml-compat", "health"]\n' in (ROOT / name).read_text()

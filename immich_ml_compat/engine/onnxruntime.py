@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -89,9 +89,18 @@ class OnnxRuntimeEngine:
         return _CUDA
 
     def check(self) -> None:
-        """Raise EngineError where the device cannot be used: on a GPU, a smallest graph is loaded."""
-        if self.execution_provider == _CUDA:
-            self._session(Path("CUDA"), self._options(), _smallest_graph())
+        """Raise EngineError where the device is not in this build of ONNX Runtime, or a GPU cannot compute with it."""
+        if self.execution_provider != _CUDA:
+            return
+        try:
+            session = replace(self, device="cuda")._session(Path("trial.onnx"), self._options(), _TRIAL)
+            session.run(None, {_INPUT: np.ones((1, 1, 1, 1), np.float32)})
+        except (EngineError, *_ERRORS) as error:
+            built = f"ONNX Runtime {ort.__version__} for CUDA {getattr(ort, 'cuda_version', '')}".rstrip()
+            raise EngineError(
+                f"GPU {self.device_id} cannot be used by {built}: {' '.join(str(error).split())}; "
+                "docs/deployment.md tells which GPUs and drivers can, for others there is the CPU image"
+            ) from error
 
     def load(self, path: Path) -> "OnnxRuntimeSession":
         """Load the graph at `path`, external data beside it included. Raises EngineError."""
@@ -106,7 +115,8 @@ class OnnxRuntimeEngine:
             return
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        ort.InferenceSession(_smallest_graph(), self._options(), providers=[_CPU]).run(None, _SMALLEST_INPUT, options)
+        session = ort.InferenceSession(_SMALLEST, self._options(), providers=[_CPU])
+        session.run(None, {_INPUT: np.ones(1, np.float32)}, options)
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -158,6 +168,7 @@ class OnnxRuntimeEngine:
         return self._session(form, options)
 
     def _session(self, path: Path, options: ort.SessionOptions, graph: bytes | None = None) -> ort.InferenceSession:
+        """`graph` is what is loaded in place of the file at `path`."""
         provider = self.execution_provider
         if provider == _CUDA:
             ort.preload_dlls()  # finds the CUDA libraries that came as wheels
@@ -199,19 +210,30 @@ class OnnxRuntimeSession(OneByOne):
         return outputs
 
 
-_SMALLEST_INPUT = {"x": np.ones(1, np.float32)}
+_INPUT = "x"
 
 
-def _smallest_graph() -> bytes:
-    """An ONNX file: y = x."""
-    number_of_one = block(1, varint(1 << 3) + varint(1) + block(2, block(1, varint(1 << 3) + varint(1))))
-
-    def value(name: bytes) -> bytes:
-        return block(1, name) + block(2, number_of_one)
-
-    node = block(1, b"x") + block(2, b"y") + block(4, b"Identity")
-    graph = block(1, node) + block(2, b"g") + block(11, value(b"x")) + block(12, value(b"y"))
+def _graph(rank: int, *operators: str) -> bytes:
+    """An ONNX file: one number goes through operators of two inputs, each given what the last made and the number."""
+    number = block(2, block(1, varint(1 << 3) + varint(1)) * rank)
+    number = block(1, varint(1 << 3) + varint(1) + number)
+    names = [_INPUT, *(f"{operator}{place}" for place, operator in enumerate(operators))]
+    nodes = b"".join(
+        block(
+            1, block(1, given.encode()) + block(1, _INPUT.encode()) + block(2, made.encode()) + block(4, what.encode())
+        )
+        for given, made, what in zip(names, names[1:], operators, strict=False)
+    )
+    ends = ((11, names[0]), (12, names[-1]))
+    values = b"".join(block(field, block(1, name.encode()) + block(2, number)) for field, name in ends)
+    graph = nodes + block(2, b"g") + values
     return varint(1 << 3) + varint(8) + block(7, graph) + block(8, varint(2 << 3) + varint(17))
+
+
+_SMALLEST = _graph(1, "Add")
+
+_TRIAL = _graph(4, "Conv", "MatMul", "Add")
+"""What needs cuDNN, cuBLAS and a kernel of ONNX Runtime's own."""
 
 
 @cache
