@@ -138,6 +138,14 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the form of those that are shipped
 
 
+def test_what_the_documents_promise_is_there() -> None:
+    both = {"server/chinese-clip", "server/regenerate", "web/regenerate", "web/search-prefix"}
+    assert {collection.version: set(collection.names()) for collection in COLLECTIONS} == {
+        "3.1.0": both | {"server/hybrid-search", "web/hybrid-search"},
+        "2.7.5": both,
+    }
+
+
 def test_nothing_else_lies_among_them() -> None:
     files = {path.relative_to(ROOT / "patches").as_posix() for path in (ROOT / "patches").rglob("*") if path.is_file()}
     known = {f"{item.name.replace('/', f'/{item.version}/')}.patch" for item in PATCHES}
