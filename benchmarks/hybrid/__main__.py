@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx
 
-from .library import Database, Immich
+from .immich import Database, Immich
 from .quality import measure_quality
 from .space import text_server
 from .speed import measure_speed

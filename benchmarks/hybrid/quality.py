@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .drawing import read
+from .immich import Database, Immich
 from .labels import CONFLICTS, PICTURES_EACH, SUBJECTS, photos
-from .library import Database, Immich
 from .space import Space
 
 DEPTH = PICTURES_EACH

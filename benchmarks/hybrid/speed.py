@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .immich import Database, Immich
 from .labels import SUBJECTS, Photo
-from .library import Database, Immich
 from .space import Space
 
 PHOTOS = 100_000
