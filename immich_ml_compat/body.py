@@ -73,7 +73,9 @@ async def _pieces(request: Request, limits: BodyLimits, length: int, place: Plac
         _check_length(received, limits)
         seconds = time.monotonic() - held_back_until
         if place.is_waited_for and seconds > limits.patience_s and received - before < _LEAST_RATE * seconds:
-            raise BodyError(408, f"The body came with less than {_LEAST_RATE} bytes per second while others waited")
+            raise BodyError(
+                408, f"The body came with less than {_LEAST_RATE} bytes per second while others waited; send it again"
+            )
         if received > place.held:
             await _take(place, limits.most_mb * _MEGABYTE, request)
             held_back_until, before = time.monotonic(), received

@@ -109,7 +109,11 @@ class _StatusCollector(Collector):
         status = self._status()
         yield _gauges("build_info", "The server's version.", ["version"], [([__version__], 1)])
         yield _gauge("start_time_seconds", "When the server was started, in seconds since 1970.", status.started_at)
-        yield _gauge("ready", "1 while requests can be answered, 0 while no worker can be started.", not status.trouble)
+        yield _gauge(
+            "ready",
+            "1 while requests can be answered, 0 while no worker can be started or all die.",
+            not status.trouble,
+        )
         queue = [(["photo"], status.queue_photos), (["search"], status.queue_searches)]
         yield _gauges("queue_requests", "Requests that wait for a worker.", ["kind"], queue)
         yield _gauge("queue_bytes", "What the waiting requests take.", status.queue_bytes)
