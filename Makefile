@@ -8,7 +8,7 @@ INSTALL := $(PIP) install --no-deps --require-hashes
 
 export MACHINE_LEARNING_CACHE_FOLDER ?= model_cache
 
-.PHONY: serve test soak bench bench-clip speed image lint lint-deploy format lock clean
+.PHONY: serve test soak bench bench-clip speed ray image lint lint-deploy format lock clean
 
 serve: $(VENV)/.runtime
 	$(BIN)/immich-ml-compat serve
@@ -33,6 +33,11 @@ bench-clip: $(VENV)/.oracles
 # `make speed SPEED="--in-flight 1 4 8 16 32 64"`: further options in benchmarks/README.md.
 speed: $(VENV)/.reference
 	$(BIN)/python -m benchmarks.speed $(SPEED)
+
+# On Ray clusters of several nodes on this machine, with the package ray; outside CI, and written down in docs/scale.md.
+ray: $(VENV)/.ray
+	$(BIN)/pytest -o addopts="-ra -p no:schemathesis" tests/on_ray
+	$(BIN)/python -m benchmarks.scale
 
 # As root on Linux, with debootstrap: the images without a container engine. `make image IMAGE=cpu` for one of them.
 IMAGE ?= cpu cuda
@@ -79,6 +84,10 @@ $(VENV)/.deploy: requirements/deploy.lock
 	$(INSTALL) -r requirements/deploy.lock
 	touch $@
 
+$(VENV)/.ray: $(VENV)/.dev requirements/ray.lock
+	$(INSTALL) -r requirements/ray.lock
+	touch $@
+
 # What tests compare with and no lock holds: each package alone, what they need is in dev.lock.
 $(VENV)/.oracles: $(VENV)/.dev requirements/oracles.txt
 	$(PIP) install --no-deps -r requirements/oracles.txt
@@ -98,6 +107,7 @@ lock:
 	$(COMPILE) pyproject.toml --excludes requirements/runtime-excludes.txt -o requirements/runtime.lock
 	$(COMPILE) pyproject.toml --extra cuda --excludes requirements/runtime-excludes.txt --excludes requirements/cuda-excludes.txt -c requirements/runtime.lock -o requirements/cuda.lock
 	$(COMPILE) pyproject.toml --group dev --excludes requirements/dev-excludes.txt -c requirements/runtime.lock -o requirements/dev.lock
+	$(COMPILE) pyproject.toml --extra ray --excludes requirements/dev-excludes.txt -c requirements/dev.lock -o requirements/ray.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -32,7 +32,7 @@ def reference(cache: Path) -> Iterator[Server]:
     paths = [str(REFERENCE_PACKAGES), os.environ.get("PYTHONPATH", "")]
     environment = _environment() | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     port = free_port()
-    with _running("reference", ["benchmarks.reference", str(cache), str(port)], port, environment) as server:
+    with running("reference", ["benchmarks.reference", str(cache), str(port)], port, environment) as server:
         yield server
 
 
@@ -48,7 +48,7 @@ def ours(cache: Path, settings: dict[str, str]) -> Iterator[Server]:
         "MACHINE_LEARNING_MODEL_TTL": "0",
         "HF_HUB_OFFLINE": "1",
     }
-    with _running("ours", ["immich_ml_compat"], port, environment | settings) as server:
+    with running("ours", ["immich_ml_compat"], port, environment | settings) as server:
         yield server
 
 
@@ -63,7 +63,8 @@ def _environment() -> dict[str, str]:
 
 
 @contextmanager
-def _running(name: str, module: list[str], port: int, environment: dict[str, str]) -> Iterator[Server]:
+def running(name: str, module: list[str], port: int, environment: dict[str, str]) -> Iterator[Server]:
+    """Run a server, once it listens, until the end."""
     with subprocess.Popen([sys.executable, "-m", *module], env=environment) as process:
         try:
             _wait(name, process, port)

@@ -4,12 +4,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import __version__
 from .catalog import DEFAULT_CLIP, EMBEDDED_OCR, Task
 from .logs import set_up_logging
-from .settings import ConfigurationError, load_settings
+from .settings import ConfigurationError, Settings, load_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,10 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_up_logging(_log_level(settings.log_level, options.command), settings.log_format)
         # Each command loads what it needs: `--help` should not wait for an inference engine.
         if options.command == "serve":
-            from .serving import serve
-
-            serve(settings)
-            return 0
+            return _serve(settings, options)
         if options.command == "doctor":
             from .doctor import doctor
 
@@ -51,6 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if options.command == "health" else 2
 
 
+def _serve(settings: Settings, options: argparse.Namespace) -> int:
+    if not options.ray:
+        from .serving import serve
+
+        serve(settings)
+        return 0
+    if find_spec("ray") is None:
+        raise ConfigurationError("serve --ray: the package ray is not installed; install immich-ml-compat[ray]")
+    from .ray_serve import serve_on_ray
+
+    serve_on_ray(settings)
+    return 0
+
+
 def _log_level(level: int, command: str) -> int:
     """What a server tells as it goes along would only stand in the way of a command's output."""
     return logging.WARNING if level == logging.INFO and command in ("predict", "doctor", "health") else level
@@ -60,7 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="immich-ml-compat", description="Immich's machine learning.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("serve", help="serve Immich's requests; settings come from the environment (see the README)")
+    serving = commands.add_parser(
+        "serve", help="serve Immich's requests; settings come from the environment (see the README)"
+    )
+    serving.add_argument("--ray", action="store_true", help="with the workers of a Ray cluster, see docs/scale.md")
     commands.add_parser("doctor", help="try out what this machine and installation can do")
     commands.add_parser("health", help="ask the server that these settings start whether it is well; 1 where it is not")
     _add_models(commands.add_parser("models", help="manage the models in the cache folder"))

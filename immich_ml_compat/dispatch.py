@@ -50,6 +50,31 @@ class Observer(Protocol):
         """A worker has answered, or told of itself."""
 
 
+class Backend(Protocol):
+    """What answers requests behind the front: a `Dispatcher` with workers of this machine, or of others."""
+
+    observer: Observer | None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be answered, while that is so."""
+
+    def open(self) -> None:
+        """Begin, in the event loop that it will live in."""
+
+    async def close(self) -> None:
+        """End, without waiting for what nobody waits for."""
+
+    async def answer(self, request: PredictRequest) -> Answer:
+        """Answer a request in which nothing was found wrong."""
+
+    async def change(self, change: ModelChange) -> Answer:
+        """Load or unload a model."""
+
+    def status(self) -> ServerStatus:
+        """Say what is waiting, what is being worked on, and how the workers are."""
+
+
 class Dispatcher:
     """Hands requests to workers. Lives in one event loop."""
 

@@ -123,7 +123,7 @@ class _StatusCollector(Collector):
         yield _gauge("workers", "Inference workers that run.", len(status.workers))
         yield _counter("worker_starts", "Inference workers that were started.", status.starts)
         yield _counter("worker_restarts", "Inference workers that died, or were killed for hanging.", status.restarts)
-        yield _gauges("memory_bytes", "Resident memory.", ["process", "pid"], _memory(status))
+        yield _gauges("memory_bytes", "Resident memory.", ["process", "host", "pid"], _memory(status))
         loading = max((worker.loading_s for worker in status.workers), default=0.0)
         yield _gauge("model_loading_seconds", "How long the slowest load that is running has been at it.", loading)
         yield from _models(status.workers)
@@ -155,10 +155,10 @@ def _key(model: ModelStatus) -> tuple[str, str, str]:
     return model.task, model.type, model.name
 
 
-def _memory(status: ServerStatus) -> Iterator[tuple[tuple[str, str], float]]:
-    yield ("front", ""), status.memory_bytes
+def _memory(status: ServerStatus) -> Iterator[tuple[tuple[str, str, str], float]]:
+    yield ("front", "", ""), status.memory_bytes
     for worker in status.workers:
-        yield ("worker", str(worker.pid)), worker.memory_bytes
+        yield ("worker", worker.host, str(worker.pid)), worker.memory_bytes
 
 
 def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .link import Alive, Change, Done, Failed, FrontEnd, Idle, LinkClosedError, Message, Ready, Stop, Work
 from .native_output import log_output
+from .settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ class Patience:
 
     silence_s: float = 30.0
     loading_s: float = 300.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Patience":
+        """Return what the settings say."""
+        return cls(settings.worker_heartbeat_timeout_s, float(settings.worker_timeout))
 
 
 class StartError(Exception):

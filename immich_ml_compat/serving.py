@@ -8,7 +8,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ from .access import Access
 from .body import BodyLimits
 from .catalog import ModelType, Task
 from .connection import PatientConnection
-from .dispatch import Dispatcher
+from .dispatch import Backend, Dispatcher
 from .engine_choice import choose
 from .environment import report_environment
 from .errors import RequestError, failure
@@ -52,19 +52,26 @@ _CLOSING_S = 2
 """Seconds for closed requests to end."""
 
 
-def serve(settings: Settings) -> None:
-    """Serve until stopped by SIGINT or SIGTERM. Raises ConfigurationError for settings that cannot be used."""
+Backends = Callable[[Settings, ModelNames], Backend]
+"""Makes what answers requests. Raises ConfigurationError."""
+
+
+def serve(settings: Settings, backends: Backends | None = None) -> None:
+    """Serve until stopped by SIGINT or SIGTERM, with workers of this machine where nothing else is to answer.
+
+    Raises ConfigurationError for settings that cannot be used.
+    """
     report_environment()
     names = ModelNames(ModelStore(settings.cache_folder), settings.model_aliases, settings.clip_model)
     for substitution in names.substitutions():
         log.info("Substitution in force: %s", substitution)
     check_preload(settings, names)
     context = server_context(settings)
-    check_device(settings)
+    backend = (backends or local_workers)(settings, names)
     listener = listen(settings.host, settings.port)
     raise_file_limit()
     config = uvicorn.Config(
-        guarded(build_app(settings, names), settings),
+        guarded(build_app(settings, names, backend), settings),
         http=PatientConnection.with_patience(settings.header_timeout_s),
         ws="none",
         ssl_context_factory=None if context is None else lambda *_: context,
@@ -112,26 +119,29 @@ class _Server(uvicorn.Server):
         yield
 
 
-def build_app(settings: Settings, names: ModelNames) -> ASGIApp:
-    """Put the HTTP face before a queue with its workers, and a monitor beside them."""
-    dispatcher = Dispatcher(
+def local_workers(settings: Settings, names: ModelNames) -> Dispatcher:
+    """Make the queue before workers of this machine. Raises ConfigurationError for a device that they cannot use."""
+    check_device(settings)
+    return Dispatcher(
         [device_id for _ in range(settings.workers) for device_id in settings.device_ids],
-        partial(
-            WorkerProcess.start, patience=Patience(settings.worker_heartbeat_timeout_s, float(settings.worker_timeout))
-        ),
+        partial(WorkerProcess.start, patience=Patience.of(settings)),
         keep_running=bool(settings.preload.models()),
         substitutions=names.substitutions(),
     )
+
+
+def build_app(settings: Settings, names: ModelNames, backend: Backend) -> ASGIApp:
+    """Put the HTTP face before what answers, and a monitor beside them."""
     preloaded = [names.key(*model) for model in settings.preload.models()]
     readiness = Readiness(ModelStore(settings.cache_folder), choose(settings, this_machine()), preloaded)
     limits = BodyLimits(settings.max_body_mb, settings.header_timeout_s)
     room = BodyRoom(settings.queue_mb)
 
     def status() -> ServerStatus:
-        known = dispatcher.status()
+        known = backend.status()
         return replace(known, uploads_waiting=room.waiting, upload_bytes=room.held, memory_bytes=resident_bytes())
 
-    dispatcher.observer = monitor = Monitor(status, readiness)
+    backend.observer = monitor = Monitor(status, readiness)
 
     async def answer(request: PredictRequest) -> Answer:
         # What is wrong with a request is said here: no worker has to be started for it.
@@ -143,30 +153,30 @@ def build_app(settings: Settings, names: ModelNames) -> ASGIApp:
         if trace := TRACE.get():
             trace.task = "+".join(plan.tasks)
         readiness.asked(plan.models)
-        return await dispatcher.answer(request)
+        return await backend.answer(request)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        dispatcher.open()
+        backend.open()
         yield
-        await dispatcher.close()
+        await backend.close()
 
-    app = create_app(answer, lambda: dispatcher.trouble, lifespan, limits, room, timed=settings.ui)
+    app = create_app(answer, lambda: backend.trouble, lifespan, limits, room, timed=settings.ui)
     monitor.add_to(app)
     if settings.ui:
-        change = partial(change_model, names, dispatcher)
+        change = partial(change_model, names, backend)
         app.include_router(create_ui(status, change, ModelStore(settings.cache_folder), limits))
     return Traced(app, monitor.metrics.finished)
 
 
-async def change_model(names: ModelNames, dispatcher: Dispatcher, change: ModelChange) -> Answer:
+async def change_model(names: ModelNames, backend: Backend, change: ModelChange) -> Answer:
     """Load a model, by a name that requests may use, or unload one."""
     try:
         if change.load:
             names.key(Task(change.task), ModelType(change.type), change.name)
     except UnknownModelError as error:
         return failure(422, str(error))
-    return await dispatcher.change(change)
+    return await backend.change(change)
 
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:

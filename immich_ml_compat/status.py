@@ -66,6 +66,9 @@ class WorkerStatus:
     busy: int
     """So many requests are being worked on."""
 
+    host: str = ""
+    """The address of its machine, where that is not the front's."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerEvents:

@@ -1,6 +1,7 @@
 """The architecture's promises: who imports what, and how large a piece of code may grow."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,6 +136,20 @@ def test_inference_knows_nothing_of_http() -> None:
 def test_onnx_is_imported_where_graphs_are_written() -> None:
     assert {module for module in MODULES if uses(module, {"onnx"})} == {"immich_ml_compat.chinese_clip.graph", HALF}
     assert loaded_by(f"import immich_ml_compat.service, immich_ml_compat.model_command, {HALF}", {"onnx"}) == []
+
+
+def test_ray_is_imported_in_one_module_and_where_a_cluster_is_started() -> None:
+    """And nothing of the rest loads it, or needs it to be there."""
+    assert {module for module in MODULES if uses(module, {"ray"})} == {"immich_ml_compat.ray_serve"}
+    users = {module for module in MODULES if uses(module, {"immich_ml_compat.ray_serve"})}
+    assert users == {"immich_ml_compat.cli"}
+    assert loaded_by("import immich_ml_compat.cli, immich_ml_compat.serving, immich_ml_compat.worker", {"ray"}) == []
+    root = ROOT.parent
+    for path in (
+        path for folder in ("benchmarks", "tests", "deploy", "patches") for path in (root / folder).rglob("*.py")
+    ):
+        found = re.search(r"^\s*(import|from) ray\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert bool(found) == (path.parent == root / "deploy/ray"), path
 
 
 def test_oracles_are_never_imported() -> None:
