@@ -1,4 +1,4 @@
-"""The front and the replicas on a Ray cluster of several nodes on this machine: `make ray`, for which ray must be there.
+"""The front and the replicas on a Ray cluster of several nodes on this machine: `make ray`, as ray must be there.
 
 `make test` leaves these out: a cluster takes gigabytes and minutes.
 """

@@ -23,6 +23,6 @@ if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv and "STU
         tasks = plan_request(request, self.names).tasks
         with working:
             time.sleep(sum(SECONDS[task] for task in tasks))
-        return success({task: "0" * 5000 for task in tasks}, (1, 1))
+        return success(dict.fromkeys(tasks, "0" * 5000), (1, 1))
 
     service.Service.answer = answer  # type: ignore[method-assign]
