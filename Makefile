@@ -46,7 +46,7 @@ image: $(VENV)/.dev
 
 # What is in deploy/ and .github/ by its public schemas and linters. Needs kubectl (for kustomize), shellcheck, promtool.
 lint-deploy: $(VENV)/.deploy
-	shellcheck deploy/image/start
+	shellcheck deploy/image/start deploy/ray/start
 	promtool check config deploy/prometheus/prometheus.yml
 	$(BIN)/hadolint Dockerfile.cpu Dockerfile.cuda
 	$(BIN)/yamllint --strict deploy .github

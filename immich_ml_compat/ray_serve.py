@@ -163,7 +163,7 @@ class Cluster:
     def __init__(self, settings: Settings, names: ModelNames) -> None:
         """Connect to the applications. Raises ConfigurationError where they are not deployed."""
         self.observer: Observer | None = None
-        self._substitutions = names.substitutions()
+        self._substitutions = tuple(names.substitutions())
         self._ask = {work: _handle(work) for work in Work}
         self._board = _board()
         self._reports: dict[str, tuple[float, Report]] = {}

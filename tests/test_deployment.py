@@ -18,6 +18,7 @@ from dockerfile_parse import DockerfileParser
 import immich_ml_compat
 from immich_ml_compat.environment import report_environment
 from immich_ml_compat.parent_stack import readings
+from immich_ml_compat.parts import Work
 from immich_ml_compat.settings import Settings, load_settings
 
 from .server import SETTING, Server
@@ -219,3 +220,22 @@ def test_the_pod_may_do_as_little_as_it_can() -> None:
     assert pod["securityContext"]["runAsNonRoot"] is container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert pod["terminationGracePeriodSeconds"] > Settings.model_fields["shutdown_timeout"].default + 2
+
+
+# ---------------------------------------------------------------- Ray
+
+
+def test_every_kind_of_work_has_its_application_on_ray() -> None:
+    config = read(ROOT / "deploy/ray/serve.yaml")
+    assert config["proxy_location"] == "Disabled", "nobody passes by the front"
+    assert [application["name"] for application in config["applications"]] == [work.value for work in Work]
+    for application in config["applications"]:
+        assert application["args"] == {"work": application["name"]}
+        module, _, builder = application["import_path"].partition(":")
+        source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+        assert f"\ndef {builder}(" in source
+        (deployment,) = application["deployments"]
+        assert f'\nDEPLOYMENT = "{deployment["name"]}"\n' in source
+        assert application["route_prefix"] is None
+        assert deployment["autoscaling_config"]["min_replicas"] == 0
+        assert deployment["autoscaling_config"]["target_ongoing_requests"] <= deployment["max_ongoing_requests"]

@@ -18,14 +18,12 @@ from typing import Any
 
 import psutil
 
-from immich_ml_compat.parts import Work
-
 from ..fuzz.provenance import provenance
 from ..measuring import IMAGE_TASKS, Load, Requests, replay
 from ..models import write_models
 from ..photos import photos
 from ..servers import Server
-from .cluster import Nodes, deploy, front, replicas, running_nodes, wait_for
+from .cluster import Nodes, deploy, front, running_nodes, wait_for_replicas
 from .simulation import MEASURED
 
 STUB = Path(__file__).parent / "stub"
@@ -73,8 +71,7 @@ def measure(nodes: Nodes, folder: Path, requests: Requests, numbers: Sequence[in
     first: dict[str, float] = {}
     for number in numbers:
         deploy(nodes, folder, exactly(number))
-        for work in Work:
-            wait_for(lambda work=work, number=number: replicas(nodes, work.value) == number, 120)
+        wait_for_replicas(nodes, number)
         with front(nodes, {}) as server:
             for task in IMAGE_TASKS:
                 rate, cores = rate_of(server, requests, task, _IN_FLIGHT * number, least_s)

@@ -72,17 +72,13 @@ def deploy(nodes: Nodes, folder: Path, change: Change = lambda _: None) -> None:
         change(deployment)
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    tool = Path(sys.executable).with_name("serve")
-    subprocess.run([tool, "deploy", path, "--address", nodes.dashboard], check=True, capture_output=True)
+    _serve("deploy", str(path), "--address", nodes.dashboard)
     wait_for(lambda: states(nodes) == {"RUNNING"}, 120)
 
 
 def details(nodes: Nodes) -> Any:
     """Return what Serve says of its applications."""
-    tool = Path(sys.executable).with_name("serve")
-    command = [tool, "status", "--address", nodes.dashboard]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
-    return yaml.safe_load(run.stdout)["applications"]
+    return yaml.safe_load(_serve("status", "--address", nodes.dashboard))["applications"]
 
 
 def states(nodes: Nodes) -> set[str]:
@@ -94,6 +90,16 @@ def replicas(nodes: Nodes, application: str) -> int:
     """Return how many replicas of an application run."""
     (deployment,) = details(nodes)[application]["deployments"].values()
     return int(deployment["replica_states"].get("RUNNING", 0))
+
+
+def _serve(*arguments: str) -> str:
+    command = [str(Path(sys.executable).with_name("serve")), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def wait_for_replicas(nodes: Nodes, number: int) -> None:
+    """Wait until each application has so many replicas. Raises TimeoutError."""
+    wait_for(lambda: all(replicas(nodes, name) == number for name in details(nodes)), 180)
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> None:

@@ -118,23 +118,24 @@ class Run:
         self._count = 0
         self._chance = random.Random(seed)
         self._free = {"network": 0.0, "front": 0.0, "network out": 0.0}
-        self._busy = Counter[str]()
+        self._busy: dict[str, float] = dict.fromkeys(self._free, 0.0)
 
     def run(self) -> Outcome:
         """Simulate until all is answered."""
         for task, left in self._left.items():
             for _ in range(min(left, self._plant.in_flight[task])):
                 self._send(0.0, task)
-        now = 0.0
+        end = 0.0
         while self._events:
             now, _, task, number, version = heapq.heappop(self._events)
             if number < 0:
                 self._arrive(now, task)
             elif version == self._nodes[number].version:
                 self._finish(now, number)
+                end = now
         parts = {"network": self._busy["network"], "front": self._busy["front"]}
         parts["nodes"] = sum(node.worked for node in self._nodes) / len(self._nodes)
-        return Outcome(now, self._photos, {part: seconds / now for part, seconds in parts.items()})
+        return Outcome(end, self._photos, {part: seconds / end for part, seconds in parts.items()})
 
     def _send(self, now: float, task: str) -> None:
         """Have the client send the next photo of a task: through the network, the front, and the network again."""
