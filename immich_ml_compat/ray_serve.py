@@ -164,7 +164,7 @@ class Cluster:
         """Connect to the applications. Raises ConfigurationError where they are not deployed."""
         self.observer: Observer | None = None
         self._substitutions = tuple(names.substitutions())
-        self._ask = {work: _handle(work) for work in Work}
+        self._ask = {work: _handle(work).answer for work in Work}
         self._board = _board()
         self._reports: dict[str, tuple[float, Report]] = {}
         """Of each replica the last one, and when it came."""
@@ -309,7 +309,7 @@ def _handle(work: Work) -> Any:
     until = time.monotonic() + _START_S
     while True:
         try:
-            return serve.get_deployment_handle(DEPLOYMENT, work.value).answer
+            return serve.get_deployment_handle(DEPLOYMENT, work.value)
         except (KeyError, RayError, RayServeException) as error:
             if time.monotonic() > until:
                 raise ConfigurationError(

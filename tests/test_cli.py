@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,11 @@ def test_the_answer_stands_alone_on_standard_output(photo: Path, monkeypatch: py
     assert done.returncode == 0
     assert json.loads(done.stdout)["imageWidth"] == 1280
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_serving_on_ray_without_ray_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("immich_ml_compat.cli.find_spec", lambda name: None if name == "ray" else find_spec(name))
+    assert main(["serve", "--ray"]) == 2
+    assert "install immich-ml-compat[ray]" in capsys.readouterr().err

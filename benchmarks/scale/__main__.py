@@ -70,7 +70,7 @@ def measure(nodes: Nodes, folder: Path, requests: Requests, numbers: Sequence[in
     print("|---|---|---|---|---|---|---|")
     first: dict[str, float] = {}
     for number in numbers:
-        deploy(nodes, folder, exactly(number))
+        deploy(nodes, exactly(number))
         wait_for_replicas(nodes, number)
         with front(nodes, {}) as server:
             for task in IMAGE_TASKS:

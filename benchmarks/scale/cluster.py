@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from ..servers import Server, free_port, running
 
 ROOT = Path(__file__).parents[2]
+_API = "/api/serve/applications/"
 CONFIG = ROOT / "deploy/ray/serve.yaml"
 
 Change = Callable[[dict[str, Any]], None]
@@ -64,21 +66,19 @@ def running_nodes(sizes: Sequence[str], variables: Mapping[str, str], log: Path)
             process.wait(60)
 
 
-def deploy(nodes: Nodes, folder: Path, change: Change = lambda _: None) -> None:
+def deploy(nodes: Nodes, change: Change = lambda _: None) -> None:
     """Deploy deploy/ray/serve.yaml, with changes to each deployment's options, and wait until it is there."""
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     for application in config["applications"]:
         (deployment,) = application["deployments"]
         change(deployment)
-    path = folder / "serve.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    _serve("deploy", str(path), "--address", nodes.dashboard)
-    wait_for(lambda: states(nodes) == {"RUNNING"}, 120)
+    httpx.put(f"{nodes.dashboard}{_API}", json=config, timeout=120).raise_for_status()  # as `serve deploy` does
+    wait_for(lambda: states(nodes) == {"RUNNING"}, 400)
 
 
 def details(nodes: Nodes) -> Any:
     """Return what Serve says of its applications."""
-    return yaml.safe_load(_serve("status", "--address", nodes.dashboard))["applications"]
+    return httpx.get(f"{nodes.dashboard}{_API}", timeout=60).raise_for_status().json()["applications"]
 
 
 def states(nodes: Nodes) -> set[str]:
@@ -89,17 +89,12 @@ def states(nodes: Nodes) -> set[str]:
 def replicas(nodes: Nodes, application: str) -> int:
     """Return how many replicas of an application run."""
     (deployment,) = details(nodes)[application]["deployments"].values()
-    return int(deployment["replica_states"].get("RUNNING", 0))
-
-
-def _serve(*arguments: str) -> str:
-    command = [str(Path(sys.executable).with_name("serve")), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
 
 
 def wait_for_replicas(nodes: Nodes, number: int) -> None:
     """Wait until each application has so many replicas. Raises TimeoutError."""
-    wait_for(lambda: all(replicas(nodes, name) == number for name in details(nodes)), 180)
+    wait_for(lambda: all(replicas(nodes, name) == number for name in details(nodes)), 400)
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> None:
@@ -127,4 +122,5 @@ def front(nodes: Nodes, settings: Mapping[str, str]) -> Iterator[Server]:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MACHINE_LEARNING_", "IMMICH_"))}
-    return kept | {"RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
+    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}  # as deploy/ray/start has them
+    return kept | ray | {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from immich_ml_compat.parts import Work
 from ..clip_models import write_clip_model
 from ..downloading import NAME, tree
 from ..hub import TestHub
-from ..model_folders import CLIP
+from ..model_folders import CLIP, OCR
 from ..server import Server as Client
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,7 @@ def two_of_each(deployment: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def server(nodes: Nodes, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The front, with two replicas of each kind."""
-    deploy(nodes, tmp_path_factory.mktemp("serve"), two_of_each)
+    deploy(nodes, two_of_each)
     with front(nodes, settings(cache)) as server:
         yield server
 
@@ -118,7 +119,7 @@ def test_replicas_follow_the_queue_to_zero(nodes: Nodes, server: Server, tmp_pat
     def prompt(deployment: dict[str, Any]) -> None:
         deployment["autoscaling_config"] |= PROMPT
 
-    deploy(nodes, tmp_path, prompt)
+    deploy(nodes, prompt)
     wait_for(lambda: all(replicas(nodes, work.value) == 0 for work in Work), 90)
     began = time.monotonic()
     assert client(server, tmp_path).predict(TEXT, text="sea").status_code == 200
@@ -137,7 +138,7 @@ def test_models_are_fetched_once_for_each_node(hub: TestHub, tmp_path: Path) -> 
     with running_nodes(["0"], settings(tmp_path / "head") | {"HF_HUB_OFFLINE": "0"}, tmp_path / "log") as nodes:
         for name in ("one", "two"):
             nodes.order(f"add 2 MACHINE_LEARNING_CACHE_FOLDER={tmp_path / name} HF_ENDPOINT={hub.url}")
-        deploy(nodes, tmp_path, lambda deployment: two_of_each(deployment))
+        deploy(nodes, two_of_each)
         with front(nodes, settings(tmp_path / "head")) as server:
             ask, answers = client(server, tmp_path), []
             requests = [
@@ -154,15 +155,21 @@ def test_models_are_fetched_once_for_each_node(hub: TestHub, tmp_path: Path) -> 
     assert len(hub.downloads()) == 2 * len(files)
 
 
-def test_replicas_get_shares_of_a_gpu(cache: Path, tmp_path: Path) -> None:
+def test_replicas_share_a_gpu_and_preload_what_is_theirs(cache: Path, tmp_path: Path) -> None:
     """No GPU is needed for Ray to give its shares away; the models run on the CPU."""
 
     def quarter(deployment: dict[str, Any]) -> None:
         deployment["ray_actor_options"] |= {"num_gpus": 0.25}
+        deployment["autoscaling_config"] |= {"min_replicas": 1}
 
-    with running_nodes(["0", "2,1"], settings(cache), tmp_path / "log") as nodes:
-        deploy(nodes, tmp_path, quarter)
+    preload = {"MACHINE_LEARNING_PRELOAD__CLIP__TEXTUAL": CLIP, "MACHINE_LEARNING_PRELOAD__OCR__DETECTION": OCR}
+    with running_nodes(["0", "2,1"], settings(cache) | preload, tmp_path / "log") as nodes:
+        deploy(nodes, quarter)
         with front(nodes, settings(cache)) as server:
-            ask = client(server, tmp_path)
-            assert ask.predict(IMAGE, PHOTO).status_code == 200
-            assert ask.predict(TEXT, text="sea").status_code == 200
+            url = f"http://127.0.0.1:{server.port}/metrics"
+            wait_for(lambda: httpx.get(url).text.count("\nimmich_ml_model_info{") == 2, 60)
+            told = httpx.get(url).text
+            assert "immich_ml_workers 2.0" in told, "the others have nothing to hold"
+            assert re.search(r'immich_ml_model_info{.*task="clip",type="textual"}', told)
+            assert re.search(r'immich_ml_model_info{.*task="ocr",type="detection"}', told)
+            assert client(server, tmp_path).predict(IMAGE, PHOTO).status_code == 200
