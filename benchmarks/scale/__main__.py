@@ -1,6 +1,6 @@
 """`make ray`, after its tests: how a Ray cluster of several nodes on this machine scales.
 
-    python -m benchmarks.scale [stub] [real]
+    python -m benchmarks.scale [stub] [real] [--tasks TASK...]
 
 stub: a replica sleeps what a photo takes on one node as measured (`simulation.MEASURED`) in place of computing, so that
 one machine can be four: photos a second of 1, 2 and 4 replicas, and what the front takes for a request.
@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ SECONDS = {"clip": 1 / MEASURED["clip"].full, "facial-recognition": 1 / MEASURED
 }
 _IN_FLIGHT = 8
 
+Measure = Callable[[Nodes, Sequence[int]], None]
+"""Measures so many replicas, and prints it."""
 
-def stub(folder: Path, requests: Requests, least_s: float) -> None:
+
+def stub(folder: Path, measure: Measure) -> None:
     """Measure replicas that sleep."""
     paths = [str(STUB), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     variables = {
@@ -43,10 +47,10 @@ def stub(folder: Path, requests: Requests, least_s: float) -> None:
         "MACHINE_LEARNING_CACHE_FOLDER": str(folder / "none"),
     }
     with running_nodes(["0", *["2"] * 4], variables, folder / "nodes.log") as nodes:
-        measure(nodes, folder, requests, (1, 2, 4), least_s)
+        measure(nodes, (1, 2, 4))
 
 
-def real(folder: Path, requests: Requests, least_s: float) -> None:
+def real(folder: Path, measure: Measure) -> None:
     """Measure the models, a core to a node."""
     cache = Path(__file__).parents[1] / ".cache/models"
     write_models(cache)
@@ -54,7 +58,7 @@ def real(folder: Path, requests: Requests, least_s: float) -> None:
     with running_nodes(["0", "2", "2"], variables, folder / "nodes.log") as nodes:
         for core, pid in enumerate(nodes.pids[1:]):
             pin(pid, core)
-        measure(nodes, folder, requests, (1, 2), least_s)
+        measure(nodes, (1, 2))
 
 
 def pin(pid: int, core: int) -> None:
@@ -64,8 +68,8 @@ def pin(pid: int, core: int) -> None:
         each.cpu_affinity([core])
 
 
-def measure(nodes: Nodes, folder: Path, requests: Requests, numbers: Sequence[int], least_s: float) -> None:
-    """Measure every task with so many replicas of each, and print it."""
+def measure(requests: Requests, tasks: Sequence[str], least_s: float, nodes: Nodes, numbers: Sequence[int]) -> None:
+    """Measure each task with so many replicas, and print it."""
     print("| task | replicas | in flight | photos/s | × one replica | of linear | front, ms of a core a request |")
     print("|---|---|---|---|---|---|---|")
     first: dict[str, float] = {}
@@ -73,7 +77,7 @@ def measure(nodes: Nodes, folder: Path, requests: Requests, numbers: Sequence[in
         deploy(nodes, exactly(number))
         wait_for_replicas(nodes, number)
         with front(nodes, {}) as server:
-            for task in IMAGE_TASKS:
+            for task in tasks:
                 rate, cores = rate_of(server, requests, task, _IN_FLIGHT * number, least_s)
                 times = rate / first.setdefault(task, rate)
                 print(
@@ -102,16 +106,17 @@ def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=["stub", "real"], default=["stub", "real"])
+    parser.add_argument("--tasks", nargs="+", choices=IMAGE_TASKS, default=list(IMAGE_TASKS))
     parser.add_argument("--seconds", type=float, default=20, help="that each measurement takes at least")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         drawn = photos()
         print(f"{provenance()}; photos of {sum(len(data) for _, data in drawn) / len(drawn) / 1000:.0f} kB", flush=True)
-        requests = Requests(folder, drawn)
+        measuring = partial(measure, Requests(folder, drawn), options.tasks, options.seconds)
         for what in options.what:
             print(f"\n{what}\n", flush=True)
-            {"stub": stub, "real": real}[what](folder, requests, options.seconds)
+            {"stub": stub, "real": real}[what](folder, measuring)
 
 
 if __name__ == "__main__":

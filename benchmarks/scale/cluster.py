@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from ..servers import Server, free_port, running
 ROOT = Path(__file__).parents[2]
 _API = "/api/serve/applications/"
 CONFIG = ROOT / "deploy/ray/serve.yaml"
+START = ROOT / "deploy/ray/start"
 
 Change = Callable[[dict[str, Any]], None]
 """Changes the options of a deployment in place."""
@@ -122,5 +124,5 @@ def front(nodes: Nodes, settings: Mapping[str, str]) -> Iterator[Server]:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MACHINE_LEARNING_", "IMMICH_"))}
-    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}  # as deploy/ray/start has them
-    return kept | ray | {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
+    exported = re.findall(r"^export (\w+)=(\S+)", START.read_text(encoding="utf-8"), re.MULTILINE)
+    return kept | dict(exported) | {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
