@@ -18,6 +18,7 @@ from .hub import Hub
 from .installing import Installation
 from .locking import alone
 from .manifest import describe
+from .presence import Presence
 from .progress import Progress
 from .sources import HubName, Source, checkpoint_name, sources
 from .staging import Staging
@@ -78,6 +79,7 @@ class Downloader:
         self._patience = patience
         self._lease_s = lease_s
         self._pause_s = pause_s
+        self._presences: dict[tuple[Task, str], Presence] = {}
         self._failed: dict[tuple[Task, str], tuple[float, str]] = {}
         self._counting = threading.Lock()
         self._counts = (0, 0)
@@ -87,8 +89,10 @@ class Downloader:
         self._raise_recent_failure(key.task, key.name)
         try:
             with self.alone(key.task, key.name):
-                if not self._installation(key.task, key.name).resume() or self._store.find(key) is None:
+                installation = self._installation(key.task, key.name)
+                if not installation.resume() or self._store.find(key) is None:
                     self._complete(key.task, key.name)
+                    installation.settle()
             return self._found(key)
         except ModelUnavailableError:
             # Where this process slept so long that another took over, that one may have got it.
@@ -141,13 +145,17 @@ class Downloader:
     @contextlib.contextmanager
     def alone(self, task: Task, name: str) -> Iterator[None]:
         """Keep other processes from changing a model's folder meanwhile. Raises ModelUnavailableError."""
-        lock = self._store.lock(task, name)
-        with self._failures_explained(task, name), alone(lock, self._lease_s, f"{task}/{name}"):
+        lock, presence = self._store.lock(task, name), self._presence(task, name)
+        with (
+            self._failures_explained(task, name),
+            alone(lock, self._lease_s, f"{task}/{name}", presence.is_abandoned),
+            presence.shown(),
+        ):
             yield
 
     def conversion(self, task: Task, name: str) -> Conversion:
         """Return what makes a model from a checkpoint, to be used while `alone`."""
-        return Conversion(self._store, task, name, self._converter)
+        return Conversion(self._store, task, name, self._converter, self._presence(task, name))
 
     def _complete(self, task: Task, name: str) -> None:
         if checkpoint := checkpoint_name(task, name):
@@ -200,7 +208,7 @@ class Downloader:
             return
         start = time.monotonic()
         log.info("Downloading %s/%s from %s: %d files", task, name, hub.address(source), len(files))
-        with Staging(self._store.partial(task, name)) as staging:
+        with Staging(self._presence(task, name)) as staging:
             self._obtain(hub, files, staging, name)
             paths = [file.path for file in files]
             installation.install(staging.folder, describe(files, staging.folder), paths if replacing else ())
@@ -264,8 +272,10 @@ class Downloader:
         return self._hubs[name]
 
     def _installation(self, task: Task, name: str) -> Installation:
-        store = self._store
-        return Installation(store.model_folder(task, name), store.marker(task, name), store.partial(task, name))
+        return Installation(self._store, task, name, self._presence(task, name))
+
+    def _presence(self, task: Task, name: str) -> Presence:
+        return self._presences.setdefault((task, name), Presence(self._store.partial(task, name), self._lease_s))
 
     def _found(self, key: ModelKey) -> ModelFiles:
         if files := self._store.find(key):

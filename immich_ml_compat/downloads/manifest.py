@@ -5,18 +5,20 @@ A folder without one was filled by the stock server or by a person, and is a mod
 
 import json
 import logging
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from ..disk import flush
+from ..store import MANIFEST
 from .files import RemoteFile, sha256_of
+from .presence import PROCESS
+
+__all__ = ["MANIFEST", "Manifest", "ManifestFile", "describe", "read_manifest", "write_manifest"]
 
 log = logging.getLogger(__name__)
-
-MANIFEST = ".manifest.json"
 
 
 class ManifestFile(BaseModel, frozen=True):
@@ -46,6 +48,15 @@ class Manifest(BaseModel, frozen=True):
         """Return this manifest with another's files added."""
         return Manifest(files=self.files | other.files)
 
+    def has(self, other: "Manifest") -> bool:
+        """Tell whether another's files are all in this one; when they came is no matter."""
+        known = self.model_dump(exclude={"files": {"__all__": {"date"}}})["files"]
+        return all(known.get(path) == file.model_dump(exclude={"date"}) for path, file in other.files.items())
+
+    def as_json(self) -> str:
+        """Return what `read_manifest` reads."""
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), indent=1)
+
 
 def describe(files: Iterable[RemoteFile], folder: Path, *, half: bool = False) -> Manifest:
     """Make a manifest of files that have just been downloaded into a folder, or made there, `half` in float16."""
@@ -72,10 +83,17 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Write a manifest so that a reader sees the old one or the new one. Raises OSError."""
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    with new.open("w", encoding="utf-8") as file:
-        json.dump(manifest.model_dump(mode="json", exclude_defaults=True), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a manifest so that a reader sees the old one or the new one. Raises OSError.
+
+    Where the file system cannot put a file into another's place at once, a reader may see a part, which is none.
+    """
+    new = path.with_name(f"{path.name}.{PROCESS}")
+    new.write_text(manifest.as_json(), encoding="utf-8")
+    flush(new)
     new.replace(path)
+
+
+def unfinished_manifests(path: Path) -> dict[str, Path]:
+    """Return what was to become the manifest at `path`, by the process that was at it."""
+    start = f"{path.name}."
+    return {new.name.removeprefix(start): new for new in path.parent.glob(f"{start}*")}

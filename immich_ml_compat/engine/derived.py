@@ -8,7 +8,6 @@ drop and read them again.
 """
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from ..disk import flush
 from ..memory import release
 from . import Array, EngineError, EngineMemoryError, TensorInfo
 
@@ -97,7 +97,7 @@ class DerivedGraphs:
             write(making / _GRAPH)
             release()
             for path in (*making.iterdir(), making):
-                _flush(path)
+                flush(path)
             making.rename(home)
         except (EngineError, LookupError, OSError, ValueError) as error:
             log.warning("%s is loaded without %s: %s", graph, self.form, error)
@@ -125,15 +125,6 @@ def _trial_shape(info: TensorInfo) -> list[int]:
     side = _TRIAL_SIDE if info.dtype.kind == "f" else _TRIAL_TOKENS
     shape = [side if axis is None else axis for axis in info.shape]
     return [1, *shape[1:]] if info.shape[:1] == (None,) else shape
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on disk: a form must not be there without its weights."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _name(graph: Path) -> str:

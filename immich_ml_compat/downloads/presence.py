@@ -1,0 +1,159 @@
+"""Which processes work on a model: also where neither locks nor exclusive creation keep them apart.
+
+    <cache>/.partial/<task>/<name>/<process>.alive    touched all the time while a process works on the model
+    <cache>/.partial/<task>/<name>/<process>/         what it has there
+
+What a process that is no more left behind may be taken over and removed; what is another's stays.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_ALIVE = ".alive"
+_SIGNS_PER_LEASE = 3
+_LONGEST_POLL_S = 0.2
+
+
+def _machine() -> str:
+    """What processes have in common that see each other by their numbers; nothing where that is not known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        namespace = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return ""
+    return sha256(f"{socket.gethostname()} {boot} {namespace}".encode()).hexdigest()[:12]
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine began, as the kernel counts; None where it is no more."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else fields[18]
+
+
+_MACHINE = _machine()
+
+PROCESS = f"{_MACHINE}-{os.getpid()}-{_started(os.getpid()) or 0}-{uuid.uuid4().hex[:8]}"
+"""This process's name, which no other has on any machine."""
+
+
+def _is_running(process: str) -> bool | None:
+    """Tell whether a process of that name runs; None where that cannot be seen from here."""
+    found = re.fullmatch(r"(\w+)-(\d+)-(\d+)-\w+", process)
+    if not found or found[1] != _MACHINE:
+        return None
+    return _started(int(found[2])) == found[3]
+
+
+class Presence:
+    """The signs of life of those who work on one model."""
+
+    def __init__(self, root: Path, lease_s: float) -> None:
+        """`root` is the model's folder in `.partial`. Who gave no sign for `lease_s` seconds counts as gone."""
+        self.root = root
+        self.own = root / PROCESS
+        """The folder of this process; to be made by who needs it."""
+        self._lease_s = lease_s
+        self._heard: dict[str, tuple[int, float]] = {}
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Give signs of life meanwhile. Raises OSError."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        sign = self._sign(PROCESS)
+        sign.touch()
+        over = threading.Event()
+        thread = threading.Thread(target=self._go_on, args=[sign, over], daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            with contextlib.suppress(OSError):  # others may be in that folder, too
+                sign.unlink(missing_ok=True)
+                self.root.rmdir()
+
+    def is_alive(self, process: str) -> bool:
+        """Tell whether a process works on the model, as far as can be seen at once, while this one is `shown`.
+
+        Those of other machines are judged by the file system's times: of both signs, so that no clock is asked.
+        """
+        if (running := _is_running(process)) is False:
+            return False
+        try:
+            os.utime(self._sign(PROCESS))
+            age = self._sign(PROCESS).stat().st_mtime - self._sign(process).stat().st_mtime
+        except FileNotFoundError:
+            return self._sign(process).exists()
+        return running is True or age <= self._lease_s
+
+    def is_abandoned(self) -> bool:
+        """Tell whether there are signs of life, all of them of processes of this machine that are no more."""
+        with contextlib.suppress(OSError):
+            signs = [path.name.removesuffix(_ALIVE) for path in self.root.iterdir() if path.name.endswith(_ALIVE)]
+            return bool(signs) and all(_is_running(process) is False for process in signs)
+        return False
+
+    def wait_for(self, others: Callable[[], Iterable[str]], folder: Path) -> None:
+        """Wait until all `others` who put files into the `folder` are over."""
+        told = False
+        while not all(self.is_over(process) for process in others()):
+            if not told:
+                log.info("Waiting for another process that puts files into %s", folder)
+                told = True
+            time.sleep(min(_LONGEST_POLL_S, self._lease_s / 10))
+
+    def is_over(self, process: str) -> bool:
+        """Tell whether a process is this one, or certainly works on the model no more.
+
+        Unlike `is_alive` this takes its time: of another machine's process it must have been asked first so many
+        seconds ago, by this process's own clock, and have had the same sign since.
+        """
+        if process == PROCESS or _is_running(process) is False:
+            return True
+        try:
+            sign = self._sign(process).stat().st_mtime_ns
+        except FileNotFoundError:
+            return True
+        seen, since = self._heard.get(process, (None, 0.0))
+        if seen != sign:
+            self._heard[process] = sign, time.monotonic()
+            return False
+        return time.monotonic() - since > self._lease_s
+
+    def clear(self) -> None:
+        """Remove this process's folder, and all that those left who are no more."""
+        for path in list(self.root.iterdir()) if self.root.is_dir() else ():
+            process = path.name.removesuffix(_ALIVE)
+            if process == PROCESS or not self.is_alive(process):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif process != PROCESS:
+                    path.unlink(missing_ok=True)
+
+    def _sign(self, process: str) -> Path:
+        return self.root / f"{process}{_ALIVE}"
+
+    def _go_on(self, sign: Path, over: threading.Event) -> None:
+        while not over.wait(self._lease_s / _SIGNS_PER_LEASE):
+            try:
+                os.utime(sign)
+            except FileNotFoundError:
+                return  # somebody holds this process for dead
+            except OSError as error:  # a disk that is out of reach for a while
+                log.debug("%s cannot be touched: %s", sign, error)

@@ -1,0 +1,194 @@
+"""One cache folder for several machines, on a file system that has no locks and moves nothing at once (FUSE)."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from ctypes.util import find_library
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+
+from immich_ml_compat.catalog import Task
+from immich_ml_compat.downloads import Downloader
+from immich_ml_compat.downloads.huggingface import HuggingFace
+from immich_ml_compat.downloads.manifest import MANIFEST, read_manifest
+from immich_ml_compat.store import CONFIG, ModelStore
+
+from .downloading import AT_ONCE, GRAPH, NAME, TEXTUAL, VISUAL, contents, published, tree
+from .hub import TestHub
+from .oracles import missing
+from .shared_folder import Traits, mounted
+from .test_download_processes import downloading, wait_until
+
+Machines = Callable[[int, Traits], list[ModelStore]]
+"""Gives the cache folder as so many machines see it."""
+
+LEASE_S = 20.0
+NO_EXCLUSION = Traits(excludes=False, unseen_s=600.0)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("/dev/fuse cannot be used: no file system of the test's own")
+    if not (find_library("fuse") or find_library("fuse3")):
+        missing("libfuse")
+    with contextlib.ExitStack() as stack:
+
+        def mount(count: int, traits: Traits) -> list[ModelStore]:
+            folder = tmp_path / "storage"
+            folder.mkdir()
+            points = [tmp_path / f"machine{number}" for number in range(count)]
+            for point in points:
+                stack.enter_context(mounted(folder, point, traits))
+            return [ModelStore(point) for point in points]
+
+        yield mount
+
+
+class Reader:
+    """A server that looks for the model all the time, and reads it whenever it is there."""
+
+    def __init__(self, store: ModelStore) -> None:
+        self._store = store
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._read_all_the_time)
+        self.found = 0
+        self.torn: list[str] = []
+
+    def __enter__(self) -> "Reader":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _read_all_the_time(self) -> None:
+        while not self._over.wait(0.002):
+            for key in (VISUAL, TEXTUAL):
+                if files := self._store.find(key):
+                    self.found += 1
+                    folder = files.config.parent
+                    needed = [path for path in published(contents()) if path.startswith(key.type) or path == CONFIG]
+                    self.torn += [path for path in needed if not is_whole(folder, path)]
+
+
+def is_whole(folder: Path, path: str) -> bool:
+    try:
+        return (folder / path).read_bytes() == contents()[path]
+    except FileNotFoundError:
+        return False
+
+
+def download(store: ModelStore, hub: TestHub, lease_s: float = LEASE_S) -> None:
+    """Look at the model once more, as the next server does."""
+    Downloader(store, hubs={"huggingface": lambda: HuggingFace(hub.url)}, patience=AT_ONCE, lease_s=lease_s).download(
+        Task.CLIP, NAME
+    )
+
+
+def leftovers(store: ModelStore) -> list[str]:
+    """Return the files in the cache folder that are not the model's own."""
+    own = {f"clip/{NAME}/{path}" for path in (*published(contents()), MANIFEST)}
+    found = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if path.is_file()}
+    return sorted(found - own)
+
+
+def assert_one_whole_model(stores: list[ModelStore]) -> None:
+    for store in stores:
+        assert tree(store.folder / "clip" / NAME) == published(contents())
+        assert store.find(VISUAL) is not None
+        assert store.find(TEXTUAL) is not None
+        manifest = read_manifest(store.folder / "clip" / NAME / MANIFEST)
+        assert manifest is not None
+        assert set(manifest.files) == set(published(contents()))
+        assert leftovers(store) == []
+
+
+def download_everywhere(stores: list[ModelStore], hub: TestHub, *moments: tuple[str, ...]) -> list[int]:
+    """Download on all machines at the same time, on some until they die at a moment; return the exit codes."""
+    held = hub.fault(GRAPH, times=len(stores), hold_at=100_000)
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(downloading(hub, store, *moment, lease_s=LEASE_S))
+            for store, moment in zip_longest(stores, moments, fillvalue=())
+        ]
+        wait_until(lambda: len(hub.downloads(GRAPH)) == len(stores))
+        held.release.set()
+        return [process.wait(60) for process in processes]
+
+
+@pytest.mark.parametrize("remembers_s", [0.0, 0.5])
+def test_machines_that_cannot_exclude_each_other_harm_nothing(
+    machines: Machines, hub: TestHub, remembers_s: float
+) -> None:
+    *stores, onlooker = machines(4, replace(NO_EXCLUSION, remembers_s=remembers_s))
+    with Reader(onlooker) as reader:
+        assert download_everywhere(stores, hub) == [0, 0, 0]
+        time.sleep(2 * remembers_s)
+        wait_until(lambda: reader.found)
+    assert reader.torn == []
+    assert_one_whole_model([*stores, onlooker])
+
+
+def test_where_one_can_exclude_others_there_is_one_download(machines: Machines, hub: TestHub) -> None:
+    *stores, onlooker = machines(4, Traits())
+    with contextlib.ExitStack() as stack, Reader(onlooker) as reader:
+        processes = [stack.enter_context(downloading(hub, store, lease_s=LEASE_S)) for store in stores]
+        assert [process.wait(60) for process in processes] == [0, 0, 0]
+        wait_until(lambda: reader.found)
+    assert len(hub.downloads()) == len(published(contents()))
+    assert reader.torn == []
+    assert_one_whole_model([*stores, onlooker])
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [("marker written", "half a file copied"), ("folder renamed", "one file moved"), ("manifest written",) * 2],
+)
+def test_machines_that_die_beside_another_harm_nothing(
+    machines: Machines, hub: TestHub, moments: tuple[str, str]
+) -> None:
+    *stores, onlooker = machines(4, NO_EXCLUSION)
+    with Reader(onlooker) as reader:
+        codes = download_everywhere(stores, hub, *((moment,) for moment in moments))
+        assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0]
+        download(onlooker, hub)
+        wait_until(lambda: reader.found)
+    assert reader.torn == []
+    assert_one_whole_model([*stores, onlooker])
+
+
+def test_a_machine_that_dies_in_the_middle_of_a_move_harms_nothing(machines: Machines, hub: TestHub) -> None:
+    """At any moment: also while a slow copy is under way."""
+    store, onlooker = machines(2, Traits(rename_s=0.05))
+    with Reader(onlooker) as reader:
+        for _ in range(3):
+            with downloading(hub, store, lease_s=LEASE_S) as process:
+                wait_until(lambda: (onlooker.folder / "clip" / NAME / GRAPH).exists())
+                process.kill()
+                process.wait()
+        download(onlooker, hub)
+    assert reader.torn == []
+    assert_one_whole_model([store, onlooker])
+
+
+def test_a_lock_of_a_dead_process_does_not_stay_where_names_cannot_be_exchanged(
+    machines: Machines, hub: TestHub
+) -> None:
+    (store,) = machines(1, Traits())
+    with downloading(hub, store, "all files staged", lease_s=600.0) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    assert store.lock(Task.CLIP, NAME).exists()
+    hub.requests.clear()
+    start = time.monotonic()
+    download(store, hub, lease_s=600.0)
+    assert time.monotonic() - start < 60
+    assert hub.downloads() == []
+    assert_one_whole_model([store])
