@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -121,7 +122,9 @@ def download_everywhere(stores: list[ModelStore], hub: TestHub, *moments: tuple[
         ]
         wait_until(lambda: len(hub.downloads(GRAPH)) == len(stores))
         held.release.set()
-        return [process.wait(60) for process in processes]
+        for process in processes:
+            sys.stderr.write(process.communicate(timeout=60)[1].decode())  # seen where a test fails
+        return [process.returncode for process in processes]
 
 
 @pytest.mark.parametrize("remembers_s", [0.0, 0.5])

@@ -93,7 +93,8 @@ class Downloader:
                 if not installation.resume() or self._store.find(key) is None:
                     self._complete(key.task, key.name)
                     installation.settle()
-            return self._found(key)
+                files = self._store.find(key)  # before another process changes something
+            return files or self._found(key)
         except ModelUnavailableError:
             # Where this process slept so long that another took over, that one may have got it.
             if files := self._store.find(key):

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 _SETTLE_S = 5.0
 """For how long a file system may show a file as it was before."""
 
+_LONGEST_MOVE_S = 600.0
+"""For how long another process may be at moving the same file."""
+
 _POLL_S = 0.1
 
 
@@ -45,7 +48,7 @@ class Installation:
     @property
     def is_open(self) -> bool:
         """Whether an earlier installation broke off, or another process is at one."""
-        return bool(self._markers())
+        return bool(self._store.markers(self._task, self._name))
 
     @property
     def interrupted(self) -> Manifest:
@@ -53,7 +56,8 @@ class Installation:
 
         Waits for other processes that are at it.
         """
-        return _plan(self._open_markers())
+        self._wait()
+        return _plan(self._markers_left())
 
     def install(self, staged: Path, new: Manifest, damaged: Collection[str] = ()) -> None:
         """Move the `new` files from `staged` into the folder, and set aside the `damaged` ones that are there.
@@ -66,6 +70,7 @@ class Installation:
         marker = self._store.marker(self._task, self._name, f"{PROCESS}.{uuid.uuid4().hex[:8]}")
         marker.write_text(plan.as_json(), encoding="utf-8")
         flush(marker)
+        self._presence.keep_fresh(marker)
         self._clear_way(new, damaged, earlier)
         if not self._move_whole(staged):
             for path, file in new.files.items():
@@ -81,9 +86,9 @@ class Installation:
 
         Raises OSError.
         """
-        if not self._open_markers():
-            return True
         plan = self.interrupted
+        if not self.is_open:
+            return True
         if self._wrong(plan):
             return False
         self._finish(plan)
@@ -100,26 +105,35 @@ class Installation:
             self._write(path, known.updated(found))  # another process wrote its own meanwhile
 
     def settle(self) -> None:
-        """See to it that the store sees the folder, which nobody works on any more. Raises OSError.
+        """See to it that the store sees the folder, once others are done with it. Raises OSError.
 
         A file that is not as long as the manifest says may only look so, for a while: file systems remember what they
         saw. Where it stays so it is no longer what was downloaded, and counts as a person's own from now on.
         """
+        torn: list[str] = []
         for _ in _while_settling():
-            if not (torn := self._store.torn_files(self._task, self._name)):
+            self._wait()
+            torn = self._store.torn_files(self._task, self._name)
+            if not torn and not self.is_open:
                 return
+        if not torn:
+            return
         log.warning("%s: %s changed since it was downloaded, and stays as it is", self.folder, ", ".join(torn))
         known = read_manifest(self.folder / MANIFEST) or Manifest()
         left = {path: file for path, file in known.files.items() if path not in torn}
         self._write(self.folder / MANIFEST, Manifest(files=left))
 
     def _markers(self) -> dict[Path, str]:
-        return self._store.markers(self._task, self._name)
+        """Return the markers that are there, and whose each is."""
+        return {path: tag.partition(".")[0] for path, tag in self._store.markers(self._task, self._name).items()}
 
-    def _open_markers(self) -> list[Path]:
-        """Wait for other processes; return the markers of this one and of those that are no more."""
-        self._presence.wait_for(lambda: (_process(tag) for tag in self._markers().values()), self.folder)
-        return [path for path, tag in self._markers().items() if self._presence.is_over(_process(tag))]
+    def _markers_left(self) -> list[Path]:
+        """Return the markers of this process, and those that other processes left."""
+        return [path for path, process in self._markers().items() if self._presence.is_over(path, process)]
+
+    def _wait(self) -> None:
+        """Wait for others that are at it. Never to be done by who is at it: they would wait for each other."""
+        self._presence.wait_for(self._markers)
 
     def _is_mine(self, staged: Path, path: str, interrupted: bool) -> bool:
         # What still lies in `staged` found somebody else's file in its place.
@@ -140,19 +154,21 @@ class Installation:
         if self.folder.is_dir():
             self.record(plan)
         _sync(self.folder.parent)
-        markers = self._open_markers()
+        markers = self._markers_left()
         self._presence.clear()
         for marker in markers:
             marker.unlink(missing_ok=True)
 
     def _verify(self, plan: Manifest) -> None:
         """Wait until all files are in place as planned: another process may be moving its own there just now."""
-        wrong: list[str] = []
-        for _ in _while_settling():
-            self._open_markers()
-            if not (wrong := self._wrong(plan)):
-                return
-        raise OSError(errno.EIO, "It is not what was written there", str(self.folder / wrong[0]))
+        wrong = self._wrong(plan)
+        start = time.monotonic()
+        while wrong:
+            is_last = len(self._markers_left()) == len(self._markers())
+            if time.monotonic() - start > (_SETTLE_S if is_last else _LONGEST_MOVE_S):
+                raise OSError(errno.EIO, "It is not what was written there", str(self.folder / wrong[0]))
+            time.sleep(_POLL_S)
+            wrong = self._wrong(Manifest(files={path: plan.files[path] for path in wrong}))
 
     def _move_whole(self, staged: Path) -> bool:
         """Rename the staged folder where the model has none yet; tell whether that could be done."""
@@ -192,11 +208,6 @@ class Installation:
         for process, unfinished in unfinished_manifests(path).items():
             if not self._presence.is_alive(process):
                 unfinished.unlink(missing_ok=True)
-
-
-def _process(tag: str) -> str:
-    """Return the process whose marker bears that tag."""
-    return tag.partition(".")[0]
 
 
 def _plan(markers: Iterable[Path]) -> Manifest:

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -68,7 +68,8 @@ class Presence:
         self.own = root / PROCESS
         """The folder of this process; to be made by who needs it."""
         self._lease_s = lease_s
-        self._heard: dict[str, tuple[int, float]] = {}
+        self._touched: list[Path] = []
+        self._seen: dict[Path, tuple[int, float]] = {}
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -76,8 +77,9 @@ class Presence:
         self.root.mkdir(parents=True, exist_ok=True)
         sign = self._sign(PROCESS)
         sign.touch()
+        self._touched = [sign]
         over = threading.Event()
-        thread = threading.Thread(target=self._go_on, args=[sign, over], daemon=True)
+        thread = threading.Thread(target=self._go_on, args=[over], daemon=True)
         thread.start()
         try:
             yield
@@ -109,30 +111,34 @@ class Presence:
             return bool(signs) and all(_is_running(process) is False for process in signs)
         return False
 
-    def wait_for(self, others: Callable[[], Iterable[str]], folder: Path) -> None:
-        """Wait until all `others` who put files into the `folder` are over."""
+    def keep_fresh(self, marker: Path) -> None:
+        """Touch another file, too, as long as this process is shown."""
+        self._touched.append(marker)
+
+    def wait_for(self, markers: Callable[[], Mapping[Path, str]]) -> None:
+        """Wait until no process keeps any of the `markers` fresh, which are given with their process."""
         told = False
-        while not all(self.is_over(process) for process in others()):
+        while others := [path for path, process in markers().items() if not self.is_over(path, process)]:
             if not told:
-                log.info("Waiting for another process that puts files into %s", folder)
+                log.info("Waiting for another process, until %s is gone", others[0])
                 told = True
             time.sleep(min(_LONGEST_POLL_S, self._lease_s / 10))
 
-    def is_over(self, process: str) -> bool:
-        """Tell whether a process is this one, or certainly works on the model no more.
+    def is_over(self, marker: Path, process: str) -> bool:
+        """Tell whether a marker is this process's, or of one that certainly has no more to do with it.
 
-        Unlike `is_alive` this takes its time: of another machine's process it must have been asked first so many
-        seconds ago, by this process's own clock, and have had the same sign since.
+        Unlike `is_alive` this takes its time: of another machine's marker it must have been asked first so many
+        seconds ago, by this process's own clock, and the marker must not have been touched since.
         """
         if process == PROCESS or _is_running(process) is False:
             return True
         try:
-            sign = self._sign(process).stat().st_mtime_ns
+            touched = marker.stat().st_mtime_ns
         except FileNotFoundError:
             return True
-        seen, since = self._heard.get(process, (None, 0.0))
-        if seen != sign:
-            self._heard[process] = sign, time.monotonic()
+        seen, since = self._seen.get(marker, (None, 0.0))
+        if seen != touched:
+            self._seen[marker] = touched, time.monotonic()
             return False
         return time.monotonic() - since > self._lease_s
 
@@ -149,11 +155,12 @@ class Presence:
     def _sign(self, process: str) -> Path:
         return self.root / f"{process}{_ALIVE}"
 
-    def _go_on(self, sign: Path, over: threading.Event) -> None:
+    def _go_on(self, over: threading.Event) -> None:
         while not over.wait(self._lease_s / _SIGNS_PER_LEASE):
-            try:
-                os.utime(sign)
-            except FileNotFoundError:
-                return  # somebody holds this process for dead
-            except OSError as error:  # a disk that is out of reach for a while
-                log.debug("%s cannot be touched: %s", sign, error)
+            for path in self._touched.copy():
+                try:
+                    os.utime(path)
+                except FileNotFoundError:
+                    pass  # somebody takes this process for dead, or it is done with the marker
+                except OSError as error:  # a disk that is out of reach for a while
+                    log.debug("%s cannot be touched: %s", path, error)
