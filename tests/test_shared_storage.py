@@ -1,6 +1,7 @@
 """One cache folder for several machines, on a file system that has no locks and moves nothing at once (FUSE)."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -9,18 +10,19 @@ import time
 from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from dataclasses import replace
+from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 
 from immich_ml_compat.catalog import Task
-from immich_ml_compat.downloads import Downloader
+from immich_ml_compat.downloads import Downloader, installing
 from immich_ml_compat.downloads.huggingface import HuggingFace
 from immich_ml_compat.downloads.manifest import MANIFEST, read_manifest
 from immich_ml_compat.store import CONFIG, ModelStore
 
-from .downloading import AT_ONCE, GRAPH, NAME, TEXTUAL, VISUAL, contents, published, tree
+from .downloading import AT_ONCE, GRAPH, NAME, TEXTUAL, VISUAL, Make, contents, published, tree
 from .hub import TestHub
 from .oracles import missing
 from .shared_folder import Traits, mounted
@@ -195,3 +197,84 @@ def test_a_lock_of_a_dead_process_does_not_stay_where_names_cannot_be_exchanged(
     assert time.monotonic() - start < 60
     assert hub.downloads() == []
     assert_one_whole_model([store])
+
+
+# --- what is another's -----------------------------------------------------------------------------------------
+
+ELSEWHERE = "0123456789ab-7-1234567-89abcdef"
+"""A process of another machine."""
+
+
+@pytest.mark.parametrize(("age_s", "is_taken_over"), [(0.0, False), (2 * LEASE_S, True)])
+def test_what_another_machine_has_begun_is_its_own_while_that_lives(
+    make: Make, store: ModelStore, hub: TestHub, age_s: float, is_taken_over: bool
+) -> None:
+    partial = store.partial(Task.CLIP, NAME)
+    begun = partial / ELSEWHERE / "model" / GRAPH
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(contents()[GRAPH])
+    sign = partial / f"{ELSEWHERE}.alive"
+    sign.touch()
+    os.utime(sign, (time.time() - age_s,) * 2)
+    make(lease_s=LEASE_S).fetch(VISUAL)
+    assert tree(store.folder / "clip" / NAME) == published(contents())
+    assert begun.exists() != is_taken_over
+    assert len(hub.downloads(GRAPH)) == (0 if is_taken_over else 1)
+    assert (leftovers(store) == []) == is_taken_over
+
+
+def test_another_machine_that_puts_files_in_place_is_waited_for_until_it_shows_no_life(
+    make: Make, store: ModelStore
+) -> None:
+    folder = store.folder / "clip" / NAME
+    half = contents()[GRAPH][:1000]
+    (folder / GRAPH).parent.mkdir(parents=True)
+    (folder / GRAPH).write_bytes(half)
+    marker = store.marker(Task.CLIP, NAME, f"{ELSEWHERE}.1")
+    marker.parent.mkdir(parents=True)
+    file = {
+        "size": 200_000,
+        "sha256": sha256(contents()[GRAPH]).hexdigest(),
+        "address": "",
+        "date": "2026-01-01T00:00Z",
+    }
+    marker.write_text(json.dumps({"files": {GRAPH: file}}))
+    assert store.find(VISUAL) is None
+    thread = threading.Thread(target=make(lease_s=1.0).fetch, args=[VISUAL])
+    thread.start()
+    for _ in range(8):
+        time.sleep(0.25)
+        os.utime(marker)
+        assert (folder / GRAPH).read_bytes() == half
+    thread.join(30)
+    assert_one_whole_model([store])
+
+
+def test_a_file_that_was_cut_is_no_model_until_somebody_looked_at_it(
+    make: Make, store: ModelStore, hub: TestHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may show it as it was; where it stays like that it is somebody's own."""
+    monkeypatch.setattr(installing, "_SETTLE_S", 0.0)
+    make().fetch(VISUAL)
+    folder = store.folder / "clip" / NAME
+    os.truncate(folder / GRAPH, 1000)
+    os.utime(folder / MANIFEST, (time.time() + 60,) * 2)  # so the file is not the newer of the two
+    assert store.find(VISUAL) is None
+    assert store.find(TEXTUAL) is not None
+    hub.requests.clear()
+    assert make().fetch(VISUAL) == store.find(VISUAL)
+    assert hub.downloads() == []
+    assert (folder / GRAPH).stat().st_size == 1000
+    manifest = read_manifest(folder / MANIFEST)
+    assert manifest is not None
+    assert set(manifest.files) == set(published(contents())) - {GRAPH}
+
+
+def test_a_file_that_a_person_put_there_is_taken_as_it_is(make: Make, store: ModelStore) -> None:
+    make().fetch(VISUAL)
+    path = store.folder / "clip" / NAME / GRAPH
+    time.sleep(0.01)  # what a file system's clock can tell apart
+    path.write_bytes(b"my own")
+    files = store.find(VISUAL)
+    assert files is not None
+    assert files.graph.read_bytes() == b"my own"
