@@ -31,6 +31,7 @@ _Work = Callable[[Hub, Source], None]
 # Not raised to the time a download takes: the holder of the lock says every third of it that it is alive.
 _LEASE_S = 60.0
 _PAUSE_S = 30.0
+_ROUNDS = 3
 
 
 def _huggingface() -> Hub:
@@ -89,10 +90,7 @@ class Downloader:
         self._raise_recent_failure(key.task, key.name)
         try:
             with self.alone(key.task, key.name):
-                installation = self._installation(key.task, key.name)
-                if not installation.resume() or self._store.find(key) is None:
-                    self._complete(key.task, key.name)
-                    installation.settle()
+                self._have(key.task, key.name, key)
                 files = self._store.find(key)  # before another process changes something
             return files or self._found(key)
         except ModelUnavailableError:
@@ -124,8 +122,7 @@ class Downloader:
     def download(self, task: Task, name: str) -> None:
         """Download what a model lacks, all of it if need be. Raises ModelUnavailableError."""
         with self.alone(task, name):
-            self._installation(task, name).resume()
-            self._complete(task, name)
+            self._have(task, name)
 
     def published(self, task: Task, name: str) -> list[RemoteFile]:
         """Return the files that the first hub in reach has of a model. Raises ModelUnavailableError."""
@@ -157,6 +154,16 @@ class Downloader:
     def conversion(self, task: Task, name: str) -> Conversion:
         """Return what makes a model from a checkpoint, to be used while `alone`."""
         return Conversion(self._store, task, name, self._converter, self._presence(task, name))
+
+    def _have(self, task: Task, name: str, key: ModelKey | None = None) -> None:
+        """Download what a model lacks; where one graph is wanted and there, nothing."""
+        installation = self._installation(task, name)
+        for _ in range(_ROUNDS):
+            if not installation.resume() or key is None or self._store.find(key) is None:
+                self._complete(task, name)
+            installation.settle()
+            if not installation.is_open:  # else somebody else began and died meanwhile
+                return
 
     def _complete(self, task: Task, name: str) -> None:
         if checkpoint := checkpoint_name(task, name):

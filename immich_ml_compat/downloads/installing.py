@@ -22,7 +22,7 @@ from ..catalog import Task
 from ..disk import flush
 from ..store import ModelStore
 from .manifest import MANIFEST, Manifest, read_manifest, unfinished_manifests, write_manifest
-from .presence import PROCESS, Presence
+from .presence import Presence, this_process
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +56,18 @@ class Installation:
 
         Waits for other processes that are at it.
         """
-        self._wait()
-        return _plan(self._markers_left())
+        return _plan(self._take_over())
 
     def install(self, staged: Path, new: Manifest, damaged: Collection[str] = ()) -> None:
         """Move the `new` files from `staged` into the folder, and set aside the `damaged` ones that are there.
 
         No other file is overwritten, renamed or deleted. Raises OSError.
         """
-        earlier = self.interrupted
+        taken_over = self._take_over()
+        earlier = _plan(taken_over)
         plan = earlier.updated(new)
         # Never in the place of another, which would be lost if this broke off.
-        marker = self._store.marker(self._task, self._name, f"{PROCESS}.{uuid.uuid4().hex[:8]}")
+        marker = self._store.marker(self._task, self._name, f"{this_process()}.{uuid.uuid4().hex[:8]}")
         marker.write_text(plan.as_json(), encoding="utf-8")
         flush(marker)
         self._presence.keep_fresh(marker)
@@ -79,19 +79,20 @@ class Installation:
                 is_half = path in earlier.files and not file.is_at(self.folder / path)
                 self._move(staged / path, self.folder / path, overwrite=is_half)
         mine = {path: file for path, file in plan.files.items() if self._is_mine(staged, path, path in earlier.files)}
-        self._finish(Manifest(files=mine))
+        self._verify(Manifest(files=mine))
+        self._finish(Manifest(files=mine), [*taken_over, marker])
 
     def resume(self) -> bool:
         """End an installation that broke off when all its files were in place; tell whether none is open now.
 
         Raises OSError.
         """
-        plan = self.interrupted
-        if not self.is_open:
+        if not (markers := self._take_over()):
             return True
+        plan = _plan(markers)
         if self._wrong(plan):
             return False
-        self._finish(plan)
+        self._finish(plan, markers)
         return True
 
     def record(self, found: Manifest) -> None:
@@ -112,12 +113,9 @@ class Installation:
         """
         torn: list[str] = []
         for _ in _while_settling():
-            self._wait()
-            torn = self._store.torn_files(self._task, self._name)
-            if not torn and not self.is_open:
+            self._take_over()
+            if not (torn := self._store.torn_files(self._task, self._name)):
                 return
-        if not torn:
-            return
         log.warning("%s: %s changed since it was downloaded, and stays as it is", self.folder, ", ".join(torn))
         known = read_manifest(self.folder / MANIFEST) or Manifest()
         left = {path: file for path, file in known.files.items() if path not in torn}
@@ -131,9 +129,13 @@ class Installation:
         """Return the markers of this process, and those that other processes left."""
         return [path for path, process in self._markers().items() if self._presence.is_over(path, process)]
 
-    def _wait(self) -> None:
-        """Wait for others that are at it. Never to be done by who is at it: they would wait for each other."""
+    def _take_over(self) -> list[Path]:
+        """Wait for others that are at it; return the markers of those who are no more, and this process's.
+
+        Never to be done by who is at it: they would wait for each other.
+        """
         self._presence.wait_for(self._markers)
+        return self._markers_left()
 
     def _is_mine(self, staged: Path, path: str, interrupted: bool) -> bool:
         # What still lies in `staged` found somebody else's file in its place.
@@ -149,12 +151,11 @@ class Installation:
             if path not in new.files:  # the hub has it no longer
                 self._set_aside(path, "is there in half", "cannot be had any more")
 
-    def _finish(self, plan: Manifest) -> None:
-        self._verify(plan)
+    def _finish(self, plan: Manifest, markers: list[Path]) -> None:
+        """Write the manifest and remove those markers; who died since they were looked for may have done harm."""
         if self.folder.is_dir():
             self.record(plan)
         _sync(self.folder.parent)
-        markers = self._markers_left()
         self._presence.clear()
         for marker in markers:
             marker.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from ..disk import flush
 from ..store import MANIFEST
 from .files import RemoteFile, sha256_of
-from .presence import PROCESS
+from .presence import this_process
 
 __all__ = ["MANIFEST", "Manifest", "ManifestFile", "describe", "read_manifest", "write_manifest"]
 
@@ -87,7 +87,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
 
     Where the file system cannot put a file into another's place at once, a reader may see a part, which is none.
     """
-    new = path.with_name(f"{path.name}.{PROCESS}")
+    new = path.with_name(f"{path.name}.{this_process()}")
     new.write_text(manifest.as_json(), encoding="utf-8")
     flush(new)
     new.replace(path)

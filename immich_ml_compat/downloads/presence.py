@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -47,8 +48,15 @@ def _started(pid: int) -> str | None:
 
 _MACHINE = _machine()
 
-PROCESS = f"{_MACHINE}-{os.getpid()}-{_started(os.getpid()) or 0}-{uuid.uuid4().hex[:8]}"
-"""This process's name, which no other has on any machine."""
+
+def this_process() -> str:
+    """Return this process's name, which no other has on any machine."""
+    return _named(os.getpid())  # which is another in a fork
+
+
+@cache
+def _named(pid: int) -> str:
+    return f"{_MACHINE}-{pid}-{_started(pid) or 0}-{uuid.uuid4().hex[:8]}"
 
 
 def _is_running(process: str) -> bool | None:
@@ -65,7 +73,7 @@ class Presence:
     def __init__(self, root: Path, lease_s: float) -> None:
         """`root` is the model's folder in `.partial`. Who gave no sign for `lease_s` seconds counts as gone."""
         self.root = root
-        self.own = root / PROCESS
+        self.own = root / this_process()
         """The folder of this process; to be made by who needs it."""
         self._lease_s = lease_s
         self._touched: list[Path] = []
@@ -75,7 +83,7 @@ class Presence:
     def shown(self) -> Iterator[None]:
         """Give signs of life meanwhile. Raises OSError."""
         self.root.mkdir(parents=True, exist_ok=True)
-        sign = self._sign(PROCESS)
+        sign = self._sign(this_process())
         sign.touch()
         self._touched = [sign]
         over = threading.Event()
@@ -98,8 +106,8 @@ class Presence:
         if (running := _is_running(process)) is False:
             return False
         try:
-            os.utime(self._sign(PROCESS))
-            age = self._sign(PROCESS).stat().st_mtime - self._sign(process).stat().st_mtime
+            os.utime(self._sign(this_process()))
+            age = self._sign(this_process()).stat().st_mtime - self._sign(process).stat().st_mtime
         except FileNotFoundError:
             return self._sign(process).exists()
         return running is True or age <= self._lease_s
@@ -130,7 +138,7 @@ class Presence:
         Unlike `is_alive` this takes its time: of another machine's marker it must have been asked first so many
         seconds ago, by this process's own clock, and the marker must not have been touched since.
         """
-        if process == PROCESS or _is_running(process) is False:
+        if process == this_process() or _is_running(process) is False:
             return True
         try:
             touched = marker.stat().st_mtime_ns
@@ -146,10 +154,10 @@ class Presence:
         """Remove this process's folder, and all that those left who are no more."""
         for path in list(self.root.iterdir()) if self.root.is_dir() else ():
             process = path.name.removesuffix(_ALIVE)
-            if process == PROCESS or not self.is_alive(process):
+            if process == this_process() or not self.is_alive(process):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
-                elif process != PROCESS:
+                elif process != this_process():
                     path.unlink(missing_ok=True)
 
     def _sign(self, process: str) -> Path:
