@@ -117,7 +117,9 @@ class Downloader:
                 self._make(key.task, key.name, checkpoint, key.type)
             else:
                 self._from_a_source(key.task, key.name, lambda hub, source: self._renew(hub, source, key))
-        return self._found(key)
+            self._installation(key.task, key.name).settle()
+            files = self._store.find(key)
+        return files or self._found(key)
 
     def download(self, task: Task, name: str) -> None:
         """Download what a model lacks, all of it if need be. Raises ModelUnavailableError."""
