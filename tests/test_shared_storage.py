@@ -115,7 +115,7 @@ def assert_one_whole_model(stores: list[ModelStore]) -> None:
         manifest = read_manifest(store.folder / "clip" / NAME / MANIFEST)
         assert manifest is not None
         assert set(manifest.files) == set(published(contents()))
-        wait_until(lambda store=store: not leftovers(store))  # FUSE hides what is deleted until the last one closed it
+    wait_until(lambda: not any(map(leftovers, stores)))  # FUSE hides what is deleted until the last one has closed it
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ _Work = Callable[[Hub, Source], None]
 # Not raised to the time a download takes: the holder of the lock says every third of it that it is alive.
 _LEASE_S = 60.0
 _PAUSE_S = 30.0
-_ROUNDS = 3
+_ROUNDS = 10
 
 
 def _huggingface() -> Hub:
@@ -90,8 +90,7 @@ class Downloader:
         self._raise_recent_failure(key.task, key.name)
         try:
             with self.alone(key.task, key.name):
-                self._have(key.task, key.name, key)
-                files = self._store.find(key)  # before another process changes something
+                files = self._have(key.task, key.name, key)
             return files or self._found(key)
         except ModelUnavailableError:
             # Where this process slept so long that another took over, that one may have got it.
@@ -157,15 +156,19 @@ class Downloader:
         """Return what makes a model from a checkpoint, to be used while `alone`."""
         return Conversion(self._store, task, name, self._converter, self._presence(task, name))
 
-    def _have(self, task: Task, name: str, key: ModelKey | None = None) -> None:
-        """Download what a model lacks; where one graph is wanted and there, nothing."""
+    def _have(self, task: Task, name: str, key: ModelKey | None = None) -> ModelFiles | None:
+        """Download what a model lacks; where one graph is wanted and there, nothing. Return the graph's files."""
         installation = self._installation(task, name)
+        files = None
         for _ in range(_ROUNDS):
-            if not installation.resume() or key is None or self._store.find(key) is None:
+            is_closed = installation.resume()
+            if not is_closed or key is None or self._store.find(key) is None:
                 self._complete(task, name)
             installation.settle()
-            if not installation.is_open:  # else somebody else began and died meanwhile
-                return
+            files = self._store.find(key) if key else None
+            if files or not installation.is_open:  # else another process began meanwhile
+                break
+        return files
 
     def _complete(self, task: Task, name: str) -> None:
         if checkpoint := checkpoint_name(task, name):

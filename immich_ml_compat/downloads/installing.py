@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import random
 import shutil
 import time
 import uuid
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _SETTLE_S = 5.0
 """For how long a file system may show a file as it was before."""
+
+_LONGEST_SETTLE_S = 60.0
+"""The same where other processes write it, too."""
 
 _LONGEST_MOVE_S = 600.0
 """For how long another process may be at moving the same file."""
@@ -98,12 +102,13 @@ class Installation:
     def record(self, found: Manifest) -> None:
         """Take files that are in the folder already into the manifest. Raises OSError."""
         path = self.folder / MANIFEST
-        self._write(path, (read_manifest(path) or Manifest()).updated(found))
-        for _ in _while_settling():
-            known = read_manifest(path) or Manifest()
-            if known.has(found):
+        for _ in _while_settling(_LONGEST_SETTLE_S):
+            known = read_manifest(path)
+            if known is not None and known.has(found):
                 return
-            self._write(path, known.updated(found))  # another process wrote its own meanwhile
+            self._write(
+                path, (known or Manifest()).updated(found)
+            )  # again where another process wrote its own meanwhile
 
     def settle(self) -> None:
         """See to it that the store sees the folder, once others are done with it. Raises OSError.
@@ -218,14 +223,14 @@ def _plan(markers: Iterable[Path]) -> Manifest:
     return plan
 
 
-def _while_settling() -> Iterator[None]:
+def _while_settling(seconds: float | None = None) -> Iterator[None]:
     """Yield at once and again and again, until the file system must show things as they are."""
-    end = time.monotonic() + _SETTLE_S
+    end = time.monotonic() + (_SETTLE_S if seconds is None else seconds)
     while True:
         yield
         if time.monotonic() > end:
             return
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S * random.uniform(0.5, 2))  # not in step with another process
 
 
 def _sync(folder: Path) -> None:

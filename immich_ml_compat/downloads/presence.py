@@ -82,9 +82,8 @@ class Presence:
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """Give signs of life meanwhile. Raises OSError."""
-        self.root.mkdir(parents=True, exist_ok=True)
         sign = self._sign(this_process())
-        sign.touch()
+        self._show(sign)
         self._touched = [sign]
         over = threading.Event()
         thread = threading.Thread(target=self._go_on, args=[over], daemon=True)
@@ -158,7 +157,16 @@ class Presence:
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 elif process != this_process():
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+
+    def _show(self, sign: Path) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            sign.touch()
+        except FileNotFoundError:  # another process has just left, and removed the folder
+            self.root.mkdir(parents=True, exist_ok=True)
+            sign.touch()
 
     def _sign(self, process: str) -> Path:
         return self.root / f"{process}{_ALIVE}"
