@@ -106,9 +106,7 @@ class Installation:
             known = read_manifest(path)
             if known is not None and known.has(found):
                 return
-            self._write(
-                path, (known or Manifest()).updated(found)
-            )  # again where another process wrote its own meanwhile
+            self._write(path, (known or Manifest()).updated(found))  # again where another wrote its own
 
     def settle(self) -> None:
         """See to it that the store sees the folder, once others are done with it. Raises OSError.
