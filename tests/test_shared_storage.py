@@ -174,7 +174,7 @@ def test_where_one_can_exclude_others_there_is_one_download(machines: Machines, 
 
 @pytest.mark.parametrize(
     "moments",
-    [("marker written", "half a file copied"), ("folder renamed", "one file moved"), ("manifest written",) * 2],
+    [("marker written", "half a file copied"), ("one file moved", "manifest written")],
 )
 def test_machines_that_die_beside_another_harm_nothing(
     machines: Machines, hub: TestHub, moments: tuple[str, str]
@@ -259,7 +259,7 @@ def test_another_machine_that_puts_files_in_place_is_waited_for_until_it_shows_n
     assert store.find(VISUAL) is None
     thread = threading.Thread(target=make(lease_s=1.0).fetch, args=[VISUAL])
     thread.start()
-    for _ in range(8):
+    for _ in range(6):
         time.sleep(0.25)
         os.utime(marker)
         assert (folder / GRAPH).read_bytes() == half
