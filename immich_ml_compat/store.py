@@ -168,17 +168,17 @@ class ModelStore:
         return {}
 
     def torn_files(self, task: Task, name: str) -> list[str]:
-        """Return the files of a model that are not as long as its manifest says, and were so before it was written.
+        """Return the files of a model that are not as long as its manifest says, and no younger.
 
-        Such a file was cut, or the file system shows it as it was. One that changed later is a person's, who may put
-        another in the place of what was downloaded.
+        Such a file was cut, or the file system shows it as it was. A younger one is a person's, who may put another in
+        the place of what was downloaded.
         """
-        manifest = self.model_folder(task, name) / MANIFEST
+        folder = self.model_folder(task, name)
         torn = []
-        for path, size in _sizes(manifest).items():
+        for path, (size, stamp) in _recorded(folder / MANIFEST).items():
             with suppress(FileNotFoundError, NotADirectoryError):
-                file = (manifest.parent / path).stat()
-                if file.st_size != size and max(file.st_mtime_ns, file.st_ctime_ns) <= manifest.stat().st_mtime_ns:
+                file = (folder / path).stat()
+                if file.st_size != size and max(file.st_mtime_ns, file.st_ctime_ns) <= stamp:
                     torn.append(path)
         return torn
 
@@ -209,11 +209,11 @@ def expected_files(task: Task) -> tuple[str, ...]:
     return _CLIP_FILES if task == Task.CLIP else _PAIR_FILES
 
 
-def _sizes(manifest: Path) -> dict[str, int]:
-    """Return the files of a manifest and their bytes; nothing where there is none or it is not one."""
+def _recorded(manifest: Path) -> dict[str, tuple[int, int]]:
+    """Return the bytes and the stamp of a manifest's files; nothing where there is none or it is not one."""
     try:
         files = json.loads(manifest.read_bytes())["files"]
-        return {path: int(file["size"]) for path, file in files.items()}
+        return {path: (int(file["size"]), int(file.get("stamp", 0))) for path, file in files.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
 

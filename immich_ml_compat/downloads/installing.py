@@ -101,7 +101,7 @@ class Installation:
 
     def record(self, found: Manifest) -> None:
         """Take files that are in the folder already into the manifest. Raises OSError."""
-        path = self.folder / MANIFEST
+        path, found = self.folder / MANIFEST, found.stamped(self.folder)
         for _ in _while_settling(_LONGEST_SETTLE_S):
             known = read_manifest(path)
             if known is not None and known.has(found):

@@ -34,6 +34,9 @@ class ManifestFile(BaseModel, frozen=True):
     half: bool = False
     """Whether it was converted to float16."""
 
+    stamp: int = 0
+    """When it changed last, in ns as its file system counts; a file of another length that is younger is another."""
+
     def is_at(self, path: Path) -> bool:
         """Tell whether the file at `path` is still this one. Raises OSError where it cannot be read."""
         return path.is_file() and path.stat().st_size == self.size and sha256_of(path) == self.sha256
@@ -49,13 +52,27 @@ class Manifest(BaseModel, frozen=True):
         return Manifest(files=self.files | other.files)
 
     def has(self, other: "Manifest") -> bool:
-        """Tell whether another's files are all in this one; when they came is no matter."""
-        known = self.model_dump(exclude={"files": {"__all__": {"date"}}})["files"]
-        return all(known.get(path) == file.model_dump(exclude={"date"}) for path, file in other.files.items())
+        """Tell whether another's files are all in this one; when they came and changed is no matter."""
+        return all(path in self.files and _same(self.files[path], file) for path, file in other.files.items())
+
+    def stamped(self, folder: Path) -> "Manifest":
+        """Return this manifest with the stamps of the files in a folder."""
+        stamps = {path: _stamp(folder / path) for path in self.files}
+        return Manifest(
+            files={path: file.model_copy(update={"stamp": stamps[path]}) for path, file in self.files.items()}
+        )
 
     def as_json(self) -> str:
         """Return what `read_manifest` reads."""
         return json.dumps(self.model_dump(mode="json", exclude_defaults=True), indent=1)
+
+
+def _same(one: ManifestFile, other: ManifestFile) -> bool:
+    return one.model_copy(update={"date": other.date, "stamp": other.stamp}) == other
+
+
+def _stamp(path: Path) -> int:
+    return max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) if path.is_file() else 0
 
 
 def describe(files: Iterable[RemoteFile], folder: Path, *, half: bool = False) -> Manifest:
