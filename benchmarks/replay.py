@@ -97,7 +97,11 @@ def _content_length(head: bytearray) -> int:
 
 @dataclass
 class Window:
-    """When counting begins and ends: from answer `warm_up` of the first stream on, for whole rounds of its requests."""
+    """When counting begins and ends: from answer `warm_up` of the first stream on, for whole rounds of its requests.
+
+    They are as many as are in flight at least: a server that takes a step of all requests before the next step answers
+    them in bursts.
+    """
 
     stream: Stream
     warm_up: int
@@ -114,7 +118,8 @@ class Window:
         if self.begin is not None and self.end is None:
             counted = done - 1 - self.begin
             elapsed = self.stream.answers[-1][0] - self.stream.answers[self.begin][0]
-            if counted and counted % len(self.stream.requests) == 0 and elapsed >= self.least_s:
+            whole_rounds = counted >= self.stream.in_flight and counted % len(self.stream.requests) == 0
+            if whole_rounds and elapsed >= self.least_s:
                 self.end = done - 1
                 return "end"
         return None

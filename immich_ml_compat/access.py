@@ -1,7 +1,8 @@
 """Who may ask: with an access token, only requests that carry it are answered; all others get one and the same 404.
 
 Immich can send no header of its own, so the token may be the first segment of the path, `/<token>/predict`: what
-`new URL('predict', 'http://host:3003/<token>/')` makes. Others send `Authorization: Bearer <token>`.
+`new URL('predict', 'http://host:3003/<token>/')` makes. Others send `Authorization: Bearer <token>`, clients of the
+parent stack's gateway `X-Auth-Token: <token>`.
 """
 
 import hmac
@@ -33,7 +34,7 @@ class Access:
         segment, slash, rest = scope["path"].lstrip("/").partition("/")
         # Both are always compared, so that the time tells nothing of either.
         in_path = self._is_token(segment.encode()) and slash == "/"
-        in_header = [self._is_token(credentials) for credentials in _bearers(scope)]
+        in_header = [self._is_token(credentials) for credentials in _credentials(scope)]
         if in_path:
             root = f"/{segment}"
             return {**scope, "root_path": root, "path": f"{root}/{rest.lstrip('/')}"}
@@ -48,10 +49,11 @@ def _digest(value: bytes) -> bytes:
     return sha256(value).digest()
 
 
-def _bearers(scope: Scope) -> list[bytes]:
-    """Return the credentials of each `Authorization: Bearer …`."""
+def _credentials(scope: Scope) -> list[bytes]:
+    """Return the credentials of each `Authorization: Bearer …` and each `X-Auth-Token`."""
     values = (value.strip().partition(b" ") for name, value in scope["headers"] if name == b"authorization")
-    return [credentials.strip() for scheme, _, credentials in values if scheme.lower() == b"bearer"]
+    bearers = [credentials.strip() for scheme, _, credentials in values if scheme.lower() == b"bearer"]
+    return bearers + [value.strip() for name, value in scope["headers"] if name == b"x-auth-token"]
 
 
 async def _refuse(send: Send) -> None:

@@ -52,6 +52,16 @@ def receive_body(request: Request, limits: BodyLimits, place: Place) -> AsyncGen
     return _pieces(request, limits, length, place)
 
 
+async def read_small(request: Request, limits: BodyLimits, place: Place, most_bytes: int) -> bytes:
+    """Receive a body of few bytes whole. Raises as `receive_body` does, and BodyError beyond `most_bytes`."""
+    body = b""
+    async for piece in receive_body(request, limits, place):
+        body += piece
+        if len(body) > most_bytes:  # to say what is wrong with 64 MB of JSON takes minutes
+            raise BodyError(413, f"The body has more than {most_bytes} bytes, the most that is taken here")
+    return body
+
+
 async def _pieces(request: Request, limits: BodyLimits, length: int, place: Place) -> AsyncGenerator[bytes, None]:
     await _take(place, length, request)
     received, held_back_until, before = 0, time.monotonic(), 0

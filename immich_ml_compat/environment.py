@@ -14,6 +14,7 @@ from .settings import PREFIX, Settings
 log = logging.getLogger(__name__)
 
 _OTHER_HARDWARE = re.compile(r"(ANN|RKNN|ROCM|OPENVINO)(_\w+)?")
+_MT_PHOTOS = f"{PREFIX}MT_PHOTOS"
 _INTERNAL = {"TEST_FULL", "DEVICE_ID"}  # the stock server's own
 
 # What Kubernetes sets for a service called `machine-learning`.
@@ -24,8 +25,11 @@ def report_environment() -> None:
     """Log one line for each variable of our prefix that has no meaning here, and for each of the parent stack's."""
     for level, line in findings(os.environ):
         log.log(level, line)
-    for reading in parent_stack.readings(os.environ):
+    found = list(parent_stack.readings(os.environ))
+    for reading in found:
         log.log(logging.INFO if reading.meaning is not None else logging.WARNING, "%s", reading)
+    if any(reading.variable.today.startswith(f"{_MT_PHOTOS}_") for reading in found) and not os.environ.get(_MT_PHOTOS):
+        log.info("MT Photos itself is answered with %s=true", _MT_PHOTOS)
 
 
 def findings(variables: Iterable[str]) -> Iterator[tuple[int, str]]:

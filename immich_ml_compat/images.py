@@ -14,7 +14,7 @@ from io import BytesIO
 from typing import cast
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from .errors import InvalidInputError, OutOfMemoryError
 from .timing import DECODE, during
@@ -56,6 +56,17 @@ _SIXTEEN_BIT_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
 _REDUCIBLE_FORMATS = {"JPEG", "MPO"}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation: the first row and column of pixels are top and left at 1 (EXIF 2.32, tag 0x0112)."""
+
 _SCALES = (8, 4, 2)  # libjpeg leaves out the higher frequencies of each block of 8 × 8
 
 
@@ -73,8 +84,11 @@ class Reduced:
 class Photo:
     """An encoded photo. Its head was read and found in order; its pixels are decoded when they are asked for."""
 
-    def __init__(self, data: bytes, most_pixels: int = MAX_PIXELS) -> None:
-        """Open a photo. Raises InvalidInputError for what is empty, no picture, of no size or over `most_pixels`."""
+    def __init__(self, data: bytes, most_pixels: int = MAX_PIXELS, *, upright: bool = False) -> None:
+        """Open a photo, to be turned as its EXIF says where it is to be `upright`.
+
+        Raises InvalidInputError for what is empty, no picture, of no size or over `most_pixels`.
+        """
         if not data:
             raise InvalidInputError("The image is empty")
         self._data = data
@@ -82,7 +96,9 @@ class Photo:
         self._whole: Image.Image | None = None
         with _refusals():
             image = self._open()
-            self._reducible, self._size = image.format in _REDUCIBLE_FORMATS, image.size
+            self._turn = _turn(image) if upright else None
+            # Turned, a photo would begin in the middle of a reduced one's first pixels.
+            self._reducible, self._size = image.format in _REDUCIBLE_FORMATS and self._turn is None, image.size
 
     @property
     def size(self) -> tuple[int, int]:
@@ -90,7 +106,7 @@ class Photo:
         return self._size if self._reducible else self.whole().size
 
     def whole(self) -> Image.Image:
-        """Decode to mode RGB, once: the first frame, alpha over white, EXIF orientation left alone
+        """Decode to mode RGB, once: the first frame, alpha over white, EXIF orientation left alone unless `upright`
         (but for TIFF, whose own orientation Pillow applies).
 
         16-bit and floating-point samples are scaled to 8 bits, CMYK and Lab converted. Raises
@@ -98,7 +114,8 @@ class Photo:
         """
         if self._whole is None:
             with during(DECODE), _refusals():
-                self._whole = _to_rgb(_loaded(self._open()))
+                image = _to_rgb(_loaded(self._open()))
+                self._whole = image if self._turn is None else image.transpose(self._turn)
         return self._whole
 
     def reduced(self, least_side: int) -> Reduced:
@@ -119,6 +136,17 @@ class Photo:
         image = Image.open(BytesIO(self._data), formats=_formats())
         _check_size(image, self._most_pixels)
         return image
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes an image upright, by its EXIF; None for nothing."""
+    if image.format == "TIFF":
+        return None
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODING_ERRORS:  # damaged notes do not make the picture worse
+        return None
+    return _TURNS.get(orientation)
 
 
 def decode(data: bytes) -> Image.Image:

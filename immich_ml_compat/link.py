@@ -96,7 +96,7 @@ def encode(message: Message) -> list[bytes]:
     match message:
         case Work(id, request, request_id):
             head = {"kind": "Work", "id": id, "entries": request.entries, "text": request.text}
-            head |= {"has_image": request.image is not None, "request_id": request_id}
+            head |= {"has_image": request.image is not None, "upright": request.upright, "request_id": request_id}
             body = request.image or b""
         case Done(id, answer):
             head, body = {"kind": "Done", "id": id, "status": answer.status}, answer.body
@@ -120,7 +120,8 @@ def _decode(head: bytes, body: bytes) -> Message:
     kind = fields.pop("kind")
     if kind == "Work":
         image = body if fields["has_image"] else None
-        return Work(fields["id"], PredictRequest(fields["entries"], image, fields["text"]), fields["request_id"])
+        request = PredictRequest(fields["entries"], image, fields["text"], fields["upright"])
+        return Work(fields["id"], request, fields["request_id"])
     if kind == "Done":
         return Done(fields["id"], Answer(fields["status"], body, fields["out_of_memory"], fields["stages"]))
     message: Message = _PLAIN[kind].validate_python(fields)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """One `POST /predict` as it came: the `entries` JSON text, and an encoded image or a text."""
+    """One request, as `POST /predict` has it: the `entries` JSON text, and an encoded image or a text."""
 
     entries: str
     image: bytes | None = None
     text: str | None = None
+    upright: bool = False
+    """Whether the image is to be turned as its EXIF says; Immich's previews are, and `/predict` never does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class _Command:
     def _require_absence(self, name: str) -> None:
         folder = self._store.model_folder(Task.CLIP, name)
         # What is half in place is not there, and is put in place by what comes now; but not beside what was before.
-        half_in_place = self._store.marker(Task.CLIP, name).exists() and not (folder / MANIFEST).exists()
+        half_in_place = self._store.markers(Task.CLIP, name) and not (folder / MANIFEST).exists()
         if any(path.is_file() for path in folder.rglob("*")) and not half_in_place:
             raise ConfigurationError(
                 f"{folder} is there already and stays as it is. Remove it first, with `models remove {name}` where "
@@ -185,7 +185,7 @@ class _Command:
             return f"{_megabytes(begun)} downloaded, not complete"
         if not self._store.model_folder(task, name).is_dir():
             return "not downloaded" if missing else "complete"
-        if self._store.marker(task, name).exists():
+        if self._store.markers(task, name):
             return "being put in place (the next request or `models download` goes on)"
         return f"lacks {', '.join(missing)}" if missing else "complete"
 

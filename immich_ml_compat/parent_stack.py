@@ -32,7 +32,27 @@ class Variable:
     generic: bool = False
     """Whether the name is so common that something else may have set it: then another value is no mistake."""
 
+    secret: bool = False
+    """Whether its value is told to nobody."""
 
+
+def _port(value: str) -> str | None:
+    return value if value.isascii() and value.isdigit() and 0 < int(value) < 65536 else None
+
+
+def _seconds(value: str) -> str | None:
+    return value if value.isascii() and value.isdigit() and int(value) > 0 else None
+
+
+def _device(providers: str) -> str | None:
+    """Read a list of execution providers, of which the first that the machine has is used."""
+    names = [name.strip() for name in providers.split(",")]
+    if names[0] == "CUDAExecutionProvider":
+        return "auto" if "CPUExecutionProvider" in names else "cuda"
+    return "cpu" if names[0] == "CPUExecutionProvider" else None
+
+
+# Of two that say the same, the first that is set counts.
 _VARIABLES = (
     Variable(
         "CLIP_MODEL",
@@ -42,6 +62,20 @@ _VARIABLES = (
     ),
     Variable("CLIP_DOWNLOAD_ROOT", "MACHINE_LEARNING_CLIP_DOWNLOAD_ROOT"),
     Variable("DEVICE", "MACHINE_LEARNING_DEVICE", {"cuda": "cuda", "cpu": "cpu"}.get, "cuda or cpu", generic=True),
+    Variable(
+        "ONNX_PROVIDERS",
+        "MACHINE_LEARNING_DEVICE",
+        _device,
+        "a list that begins with CUDAExecutionProvider or CPUExecutionProvider",
+        generic=True,
+    ),
+    Variable("API_AUTH_KEY", "MACHINE_LEARNING_MT_PHOTOS_API_KEY", secret=True),
+    Variable("MT_PHOTOS_API_KEY", "MACHINE_LEARNING_MT_PHOTOS_API_KEY", secret=True),
+    Variable("RECOGNITION_MODEL", "MACHINE_LEARNING_MT_PHOTOS_FACE_MODEL"),
+    Variable("DETECTION_THRESH", "MACHINE_LEARNING_MT_PHOTOS_FACE_MIN_SCORE"),
+    Variable("HTTP_PORT", "MACHINE_LEARNING_MT_PHOTOS_PORT", _port, "a port", generic=True),
+    Variable("SERVER_RESTART_TIME", "MACHINE_LEARNING_MODEL_TTL", _seconds, "seconds, 1 or more"),
+    Variable("PORT", "IMMICH_PORT", _port, "a port", generic=True),
 )
 
 
@@ -54,33 +88,37 @@ class Reading:
     meaning: str | None
     """The value of our variable; None where it is ignored."""
 
-    is_overruled: bool = False
-    """Whether our own variable is set as well."""
+    overruled_by: str | None = None
+    """What is set as well, and counts."""
 
     def __str__(self) -> str:
-        if self.is_overruled:
-            return f"{self.assignment} is ignored: {self.variable.today} is set"
+        if self.overruled_by is not None:
+            return f"{self.assignment} is ignored: {self.overruled_by} is set"
         if self.meaning is None:
             return f"{self.assignment} is ignored: it takes {self.variable.takes}"
-        return f"{self.assignment} is understood as {self.variable.today}={self.meaning}"
+        value = "" if self.variable.secret else f"={self.meaning}"
+        return f"{self.assignment} is understood as {self.variable.today}{value}"
 
     @property
     def assignment(self) -> str:
         """The variable as it was set."""
-        return f"{self.variable.name}={self.value}"
+        return self.variable.name if self.variable.secret else f"{self.variable.name}={self.value}"
 
 
 def readings(variables: Mapping[str, str]) -> Iterator[Reading]:
     """Yield the parent stack's variables among the environment's. Raises ValueError for a value that cannot be used."""
     given = {name.upper(): value.strip() for name, value in variables.items() if value.strip()}
+    counting = {name: name for name in given}
     for variable in _VARIABLES:
         value = given.get(variable.name)
         if value is None:
             continue
-        if variable.today in given:
-            yield Reading(variable, value, None, is_overruled=True)
+        if variable.today in counting:
+            yield Reading(variable, value, None, counting[variable.today])
             continue
         meaning = variable.meaning(value)
         if meaning is None and not variable.generic:
             raise ValueError(f"{variable.name}={value}: takes {variable.takes}")
+        if meaning is not None:
+            counting[variable.today] = variable.name
         yield Reading(variable, value, meaning)

@@ -68,7 +68,7 @@ class Service:
         try:
             plan = plan_request(request, self.names)
             if request.image is not None:
-                return self._answer_photo(plan, request.image)
+                return self._answer_photo(plan, request)
             assert plan.clip_text is not None
             assert request.text is not None
             with timed(Task.CLIP):
@@ -130,10 +130,10 @@ class Service:
             return failure(500, "Inference failed; the server's log says why")
         return Answer(200, b"{}")
 
-    def _answer_photo(self, plan: Plan, image: bytes) -> Answer:
+    def _answer_photo(self, plan: Plan, request: PredictRequest) -> Answer:
         try:
             with self._scheduler.photo():
-                photo = Photo(image, self._most_pixels)
+                photo = Photo(request.image or b"", self._most_pixels, upright=request.upright)
                 return success(self._run(plan, photo), photo.size)
         except (MemoryError, cv2.error) as error:
             if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:

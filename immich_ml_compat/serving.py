@@ -8,40 +8,26 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import uvicorn
-from fastapi import FastAPI
-from starlette.types import ASGIApp
 
-from .access import Access
-from .body import BodyLimits
-from .catalog import ModelType, Task
+from .application import build_app
 from .connection import PatientConnection
 from .dispatch import Backend, Dispatcher
 from .engine_choice import choose
 from .environment import report_environment
-from .errors import RequestError, failure
-from .http_api import create_app
+from .errors import RequestError
 from .machine import this_machine
-from .memory import resident_bytes
-from .messages import Answer, ModelChange, PredictRequest
-from .monitoring import Monitor
+from .mt_photos import Requests
 from .names import ModelNames, UnknownModelError
-from .plan import plan_request
+from .plan import parse_plan
 from .process import Patience, StartError, WorkerProcess
-from .readiness import Readiness
-from .room import BodyRoom
 from .settings import ConfigurationError, Settings
-from .status import ServerStatus
 from .store import ModelStore
 from .tls import server_context
-from .trace import TRACE
-from .tracing import Traced
-from .ui_api import create_ui
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +52,13 @@ def serve(settings: Settings, backends: Backends | None = None) -> None:
     for substitution in names.substitutions():
         log.info("Substitution in force: %s", substitution)
     check_preload(settings, names)
+    check_mt_photos(settings, names)
     context = server_context(settings)
     backend = (backends or local_workers)(settings, names)
-    listener = listen(settings.host, settings.port)
+    listeners = open_listeners(settings)
     raise_file_limit()
     config = uvicorn.Config(
-        guarded(build_app(settings, names, backend), settings),
+        build_app(settings, names, backend, *(listener.getsockname()[1] for listener in listeners[1:])),
         http=PatientConnection.with_patience(settings.header_timeout_s),
         ws="none",
         ssl_context_factory=None if context is None else lambda *_: context,
@@ -82,10 +69,11 @@ def serve(settings: Settings, backends: Backends | None = None) -> None:
         timeout_graceful_shutdown=settings.shutdown_timeout + _CLOSING_S,
         server_header=False,
     )
-    host, port = listener.getsockname()[:2]
-    scheme = "http" if context is None else "https"
-    log.info("Serving on %s", f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
-    _Server(config, settings.shutdown_timeout).run(sockets=[listener])
+    for listener, what in zip(listeners, ("Serving", "Serving MT Photos"), strict=False):
+        host, port = listener.getsockname()[:2]
+        scheme = "http" if context is None else "https"
+        log.info("%s on %s", what, f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
+    _Server(config, settings.shutdown_timeout).run(sockets=listeners)
 
 
 class _Server(uvicorn.Server):
@@ -119,74 +107,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-def local_workers(settings: Settings, names: ModelNames) -> Dispatcher:
-    """Make the queue before workers of this machine. Raises ConfigurationError for a device that they cannot use."""
-    check_device(settings)
-    return Dispatcher(
-        [device_id for _ in range(settings.workers) for device_id in settings.device_ids],
-        partial(WorkerProcess.start, patience=Patience.of(settings)),
-        keep_running=bool(settings.preload.models()),
-        substitutions=names.substitutions(),
-    )
-
-
-def build_app(settings: Settings, names: ModelNames, backend: Backend) -> ASGIApp:
-    """Put the HTTP face before what answers, and a monitor beside them."""
-    preloaded = [names.key(*model) for model in settings.preload.models()]
-    readiness = Readiness(ModelStore(settings.cache_folder), choose(settings, this_machine()), preloaded)
-    limits = BodyLimits(settings.max_body_mb, settings.header_timeout_s)
-    room = BodyRoom(settings.queue_mb)
-
-    def status() -> ServerStatus:
-        known = backend.status()
-        return replace(known, uploads_waiting=room.waiting, upload_bytes=room.held, memory_bytes=resident_bytes())
-
-    backend.observer = monitor = Monitor(status, readiness)
-
-    async def answer(request: PredictRequest) -> Answer:
-        # What is wrong with a request is said here: no worker has to be started for it.
-        try:
-            plan = plan_request(request, names)
-        except RequestError as error:
-            log.info("%d: %s", error.status, error.detail)
-            return failure(error.status, error.detail)
-        if trace := TRACE.get():
-            trace.task = "+".join(plan.tasks)
-        readiness.asked(plan.models)
-        return await backend.answer(request)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        backend.open()
-        yield
-        await backend.close()
-
-    app = create_app(answer, lambda: backend.trouble, lifespan, limits, room, timed=settings.ui)
-    monitor.add_to(app)
-    if settings.ui:
-        change = partial(change_model, names, backend)
-        app.include_router(create_ui(status, change, ModelStore(settings.cache_folder), limits))
-    return Traced(app, monitor.metrics.finished)
-
-
-async def change_model(names: ModelNames, backend: Backend, change: ModelChange) -> Answer:
-    """Load a model, by a name that requests may use, or unload one."""
-    try:
-        if change.load:
-            names.key(Task(change.task), ModelType(change.type), change.name)
-    except UnknownModelError as error:
-        return failure(422, str(error))
-    return await backend.change(change)
-
-
-def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Put the access token, where there is one, before an application."""
-    if settings.access_token is None:
-        return app
-    log.info("Only requests with the access token are answered")
-    return Access(app, settings.access_token.get_secret_value())
-
-
 def check_preload(settings: Settings, names: ModelNames) -> None:
     """Raise ConfigurationError for a model to preload that nothing can answer for."""
     for task, kind, name in settings.preload.models():
@@ -196,6 +116,30 @@ def check_preload(settings: Settings, names: ModelNames) -> None:
             raise ConfigurationError(
                 f"MACHINE_LEARNING_PRELOAD: {error} Preload a name that is answered (`models list --all`), or none"
             ) from error
+
+
+def check_mt_photos(settings: Settings, names: ModelNames) -> None:
+    """Raise ConfigurationError for a model of MT Photos' API, or the gateway's, that nothing can answer for."""
+    if not settings.mt_photos and not settings.legacy_ocr:
+        return
+    for variable, entries in Requests(settings).by_variable():
+        try:
+            parse_plan(entries, names)
+        except RequestError as error:
+            raise ConfigurationError(f"{variable}: {error.detail} Name one that is (`models list --all`)") from error
+    if settings.mt_photos and settings.mt_photos_api_key is None:
+        log.info("MT Photos is answered on this machine alone: API_AUTH_KEY is not set")
+
+
+def local_workers(settings: Settings, names: ModelNames) -> Dispatcher:
+    """Make the queue before workers of this machine. Raises ConfigurationError for a device that they cannot use."""
+    check_device(settings)
+    return Dispatcher(
+        [device_id for _ in range(settings.workers) for device_id in settings.device_ids],
+        partial(WorkerProcess.start, patience=Patience.of(settings)),
+        keep_running=bool(settings.preload.models()),
+        substitutions=names.substitutions(),
+    )
 
 
 def check_device(settings: Settings) -> None:
@@ -228,7 +172,15 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def listen(host: str, port: int) -> socket.socket:
+def open_listeners(settings: Settings) -> list[socket.socket]:
+    """Open the listening socket, and MT Photos' own where it has one. Raises ConfigurationError as `listen` does."""
+    ports = {"IMMICH_PORT": settings.port}
+    if settings.mt_photos and settings.mt_photos_port != settings.port:
+        ports["MACHINE_LEARNING_MT_PHOTOS_PORT"] = settings.mt_photos_port
+    return [listen(settings.host, port, variable) for variable, port in ports.items()]
+
+
+def listen(host: str, port: int, variable: str = "IMMICH_PORT") -> socket.socket:
     """Open the listening socket. `[::]` takes IPv4 as well, and is all of IPv4 on a machine without IPv6.
 
     Raises ConfigurationError where the address is in use or not this machine's.
@@ -244,7 +196,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         cause = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"IMMICH_HOST={host} IMMICH_PORT={port}: cannot listen there ({cause}); choose another"
+            f"IMMICH_HOST={host} {variable}={port}: cannot listen there ({cause}); choose another"
         ) from error
     # Connections inherit it. asyncio sets it only on sockets that name their protocol; without, the second part of an
     # answer waits 40 ms for the client to acknowledge the first.

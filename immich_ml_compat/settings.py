@@ -22,11 +22,11 @@ from pydantic_settings import (
 )
 
 from . import parent_stack
-from .catalog import ModelType, Task
+from .catalog import EMBEDDED_OCR, ModelType, Task
 
 PREFIX = "MACHINE_LEARNING_"
 
-_SECRETS = {f"{PREFIX}ACCESS_TOKEN"}
+_SECRETS = {f"{PREFIX}ACCESS_TOKEN", f"{PREFIX}MT_PHOTOS_API_KEY"}
 
 # Immich's own words for levels (its server is a NestJS program) beside Python's.
 _LOG_LEVELS = {
@@ -81,6 +81,13 @@ def _token(token: SecretStr) -> SecretStr:
             "takes 1 to 256 letters, digits and -._~+= (it stands in a URL); make one with `openssl rand -hex 32`"
         )
     return token
+
+
+def _api_key(key: SecretStr) -> SecretStr:
+    """Refuse what no header can hold as it is."""
+    if not re.fullmatch(r"[!-~]{1,256}", key.get_secret_value()):
+        raise ValueError("takes 1 to 256 printable ASCII characters, no blank among them")
+    return key
 
 
 Folder = Annotated[Path, AfterValidator(_folder)]
@@ -246,6 +253,30 @@ class Settings(BaseSettings):
     ui: bool = False
     """Whether there is a page at `/ui`."""
 
+    mt_photos: bool = False
+    """Whether MT Photos' API is answered, too."""
+
+    mt_photos_port: int = Field(default=8060, ge=0, le=65535)
+    """The port for it; the server's own port will do as well."""
+
+    mt_photos_api_key: Annotated[SecretStr, AfterValidator(_api_key)] | None = None
+    """What its requests must carry as `api-key`; None: only those of this machine are answered."""
+
+    mt_photos_clip_model: str | None = None
+    """The CLIP model that answers them; None: CLIP_MODEL, or Chinese-CLIP ViT-B-16."""
+
+    mt_photos_ocr_model: str = EMBEDDED_OCR
+    """The OCR model that answers them."""
+
+    mt_photos_face_model: str = "buffalo_l"
+    """The face model that answers them."""
+
+    mt_photos_face_min_score: float = Field(default=0.65, ge=0, le=1)
+    """The least score of a face there."""
+
+    legacy_ocr: bool = False
+    """Whether the parent stack's patched Immich is answered in its gateway's dialect."""
+
     log_format: LogFormat = "text"
     """The form of log lines."""
 
@@ -304,5 +335,5 @@ def _explain(location: tuple[int | str, ...], value: object, message: str) -> st
         for reading in parent_stack.readings(os.environ)
         if reading.meaning is not None
     }
-    shown = variable if variable in _SECRETS else given.get(variable, f"{variable}={value}")
+    shown = given.get(variable, variable if variable in _SECRETS else f"{variable}={value}")
     return f"{shown}: {message.removeprefix('Value error, ')}"

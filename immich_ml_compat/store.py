@@ -9,13 +9,15 @@
 is the stock server's layout; a folder with that shape is a model, whoever put it there. Of a Chinese-CLIP model the
 graphs are enough.
 
-    <cache>/.partial/<task>/<name>/...           what is being downloaded
-    <cache>/.partial/<task>/<name>.lock          there while a process works on the model
-    <cache>/.partial/<task>/<name>.installing    there while files are put into the model's folder, which does
-                                                 not count then
+    <cache>/<task>/<name>/.manifest.json           what was downloaded of it, written when all of it is there
+    <cache>/.partial/<task>/<name>/...             what is being downloaded
+    <cache>/.partial/<task>/<name>.lock            there while a process works on the model
+    <cache>/.partial/<task>/<name>.installing-...  there while a process puts files into the model's folder, which does
+                                                   not count then
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +28,10 @@ from .chinese_clip.configuration import small_file, small_paths
 
 GRAPH = "model.onnx"
 CONFIG = "config.json"
+MANIFEST = ".manifest.json"
 PARTIAL = ".partial"
+
+_MARKER = ".installing"
 
 _CLIP_FILES = (
     CONFIG,
@@ -103,13 +108,21 @@ class ModelStore:
         self._embedded = _embedded_graphs()
 
     def find(self, key: ModelKey) -> ModelFiles | None:
-        """Return the files of a graph, or None where it is not on disk."""
+        """Return the files of a graph, or None where it is not on disk, or not as a whole.
+
+        A folder without a manifest is the stock server's or a person's, and is taken as it is.
+        """
         folder = self.model_folder(key.task, key.name)
         graph = folder / key.type / GRAPH
-        if graph.is_file() and not self.marker(key.task, key.name).exists():
+        # In this order: where there is no marker after the graph was seen, it is not being put there.
+        if graph.is_file() and not self.markers(key.task, key.name) and not self._is_torn(key):
             return ModelFiles(key.name, graph, folder / CONFIG)
         embedded = self._embedded.get(key)
         return ModelFiles(key.name, embedded, embedded.with_name(CONFIG)) if embedded else None
+
+    def _is_torn(self, key: ModelKey) -> bool:
+        torn = self.torn_files(key.task, key.name)
+        return any(path == CONFIG or path.startswith(f"{key.type}/") for path in torn)
 
     def holds(self, task: Task, name: str) -> bool:
         """Tell whether a model of that name is on disk or installed, in whatever part."""
@@ -138,9 +151,36 @@ class ModelStore:
         """Return the folder for what is downloaded of a model before it is complete."""
         return self.folder / PARTIAL / task / name
 
-    def marker(self, task: Task, name: str) -> Path:
-        """Return the file that is there while files are put into a model's folder."""
-        return self.folder / PARTIAL / task / f"{name}.installing"
+    def marker(self, task: Task, name: str, tag: str) -> Path:
+        """Return a file that is there while somebody, whom the tag tells, puts files into a model's folder."""
+        return self.folder / PARTIAL / task / f"{name}{_MARKER}-{tag}"
+
+    def markers(self, task: Task, name: str) -> dict[Path, str]:
+        """Return all such files of a model that are there, with their tags.
+
+        They are looked for in the list of a folder that is always there: whether a file is there or not, file systems
+        remember for longer.
+        """
+        start = f"{name}{_MARKER}"
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            paths = list((self.folder / PARTIAL / task).iterdir())
+            return {path: path.name[len(start) + 1 :] for path in paths if path.name.startswith(start)}
+        return {}
+
+    def torn_files(self, task: Task, name: str) -> list[str]:
+        """Return the files of a model that are not as long as its manifest says, and no younger.
+
+        Such a file was cut, or the file system shows it as it was. A younger one is a person's, who may put another in
+        the place of what was downloaded.
+        """
+        folder = self.model_folder(task, name)
+        torn = []
+        for path, (size, stamp) in _recorded(folder / MANIFEST).items():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                file = (folder / path).stat()
+                if file.st_size != size and max(file.st_mtime_ns, file.st_ctime_ns) <= stamp:
+                    torn.append(path)
+        return torn
 
     def lock(self, task: Task, name: str) -> Path:
         """Return the file that is there while a process changes a model's folder."""
@@ -167,6 +207,15 @@ class ModelStore:
 def expected_files(task: Task) -> tuple[str, ...]:
     """Return the files that every model of a task has."""
     return _CLIP_FILES if task == Task.CLIP else _PAIR_FILES
+
+
+def _recorded(manifest: Path) -> dict[str, tuple[int, int]]:
+    """Return the bytes and the stamp of a manifest's files; nothing where there is none or it is not one."""
+    try:
+        files = json.loads(manifest.read_bytes())["files"]
+        return {path: (int(file["size"]), int(file.get("stamp", 0))) for path, file in files.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _embedded_graphs() -> dict[ModelKey, Path]:

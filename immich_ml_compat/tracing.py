@@ -1,10 +1,10 @@
-"""Gives every request an id, and tells how those to `/predict` ended."""
+"""Gives every request an id, and tells how those that run models ended."""
 
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,15 +17,17 @@ HEADER = b"x-request-id"
 _SANE = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # in a log a stranger could write lines of his own otherwise
 
 Finished = Callable[[str, int, float], None]
-"""Told of each `POST /predict` that is over: its task, its status, and the seconds since its head was read."""
+"""Told of each request to run models that is over: its task, its status, and the seconds since its head was read."""
 
 
 class Traced:
-    """An ASGI application that gives every request to another one an id, and tells how those to `/predict` ended."""
+    """An ASGI application that gives every request to another one an id, and tells how those that run models ended."""
 
-    def __init__(self, app: ASGIApp, finished: Finished) -> None:
+    def __init__(self, app: ASGIApp, finished: Finished, paths: Collection[str] = ("/predict",)) -> None:
+        """`paths` are those that run models."""
         self._app = app
         self._finished = finished
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; its answer bears the id as X-Request-ID."""
@@ -46,7 +48,7 @@ class Traced:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            if scope["method"] == "POST" and scope["path"].removeprefix(scope.get("root_path", "")) == "/predict":
+            if scope["method"] == "POST" and scope["path"].removeprefix(scope.get("root_path", "")) in self._paths:
                 seconds = time.monotonic() - start
                 log.debug("%s: %d after %.3f s", trace.task, status, seconds)
                 self._finished(trace.task, status, seconds)

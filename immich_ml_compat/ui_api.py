@@ -14,7 +14,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from starlette.requests import ClientDisconnect
 
-from .body import BodyError, BodyLimits, receive_body
+from .body import BodyLimits, read_small
 from .catalog import NAMES, TYPES, ModelType, Task
 from .messages import Answer, ModelChange
 from .openapi import Responses, refusal
@@ -118,11 +118,7 @@ async def read_order(request: Request, limits: BodyLimits) -> ChangeOrder:
         raise HTTPException(415, "The body must be application/json")
     try:
         with BodyRoom(1).place() as place:  # an order waits behind no photo
-            body = b""
-            async for piece in receive_body(request, limits, place):
-                body += piece
-                if len(body) > _MOST_BYTES:  # to say what is wrong with 64 MB of it takes minutes
-                    raise BodyError(413, f"An order has no more than {_MOST_BYTES} bytes")
+            body = await read_small(request, limits, place, _MOST_BYTES)
         order = ChangeOrder.model_validate_json(body)
     except ValidationError as error:
         raise HTTPException(422, _explain(error)) from None

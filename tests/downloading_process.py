@@ -35,12 +35,16 @@ def move_one_by_one(move: Any) -> None:
 
 
 def one_file_only(installation: Installation, source: Path, target: Path, **_: Any) -> None:
+    if target.exists():  # another process was faster
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
     patch.object(Installation, "_move", die).start()
 
 
 def half_a_file(installation: Installation, source: Path, target: Path, **_: Any) -> None:
+    if target.exists():
+        return
     if source.stat().st_size < 1000:
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
@@ -77,10 +81,9 @@ ADOPTION: dict[str, Any] = {"half a leftover copied": patch.object(shutil, "copy
 """The moment that only a process has that comes after one that was killed."""
 
 
-if __name__ == "__main__":
-    hub, cache, lease, model = sys.argv[1:5]
-    if sys.argv[5:]:
-        (MOMENTS | CONVERSION_MOMENTS | ADOPTION)[sys.argv[5]]()
+def main(hub: str, cache: str, lease: str, model: str, *moment: str) -> None:
+    for name in moment:
+        (MOMENTS | CONVERSION_MOMENTS | ADOPTION)[name]()
     Downloader(
         ModelStore(Path(cache)),
         hubs={"huggingface": lambda: HuggingFace(hub)},
@@ -88,3 +91,7 @@ if __name__ == "__main__":
         patience=AT_ONCE,
         lease_s=float(lease),
     ).fetch(ModelKey(Task.CLIP, model, ModelType.VISUAL))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -69,6 +69,7 @@ def test_the_header_lets_any_path_through(token: str, scheme: str, path: str) ->
     headers = [(b"authorization", b"Basic eDp5"), (b"authorization", f"{scheme} {token}".encode())]
     reached, sent = ask(token, f"/z{path}", headers)
     assert (reached, sent) == (f"/z{path}", [])
+    assert ask(token, "/z", [(b"x-auth-token", token.encode())]) == ("/z", []), "as the parent stack's clients send it"
 
 
 @given(TOKENS, st.text(), st.text(), st.text())
@@ -77,7 +78,7 @@ def test_no_other_token_does(token: str, other: str, rest: str, header: str) -> 
     assert [message["type"] for message in usual] == ["http.response.start", "http.response.body"]
     assert usual[0]["status"] == 404
     if other.lstrip("/").partition("/")[0] != token and header.strip() != token:
-        headers = [(b"authorization", b"Bearer " + header.encode())]
+        headers = [(b"authorization", b"Bearer " + header.encode()), (b"x-auth-token", header.encode())]
         assert ask(token, f"/{other}/{rest}", headers) == (None, usual)
 
 

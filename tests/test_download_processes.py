@@ -67,7 +67,7 @@ def test_a_kill_while_a_model_is_put_in_place_leaves_it_whole_or_not_there(
     recorded = read_manifest(folder / MANIFEST)
     assert recorded is not None
     assert set(recorded.files) == set(published(contents()))
-    assert not store.marker(Task.CLIP, NAME).exists()
+    assert not store.markers(Task.CLIP, NAME)
     assert hub.downloads(GRAPH) == [] or moment == "half a file copied"
 
 

@@ -406,7 +406,7 @@ def test_disks_that_cannot_link_or_rename(
     monkeypatch.setattr("os.link", refuse)
     make().fetch(VISUAL)
     assert tree(store.folder / "clip" / NAME) == published(contents())
-    assert not store.marker(Task.CLIP, NAME).exists()
+    assert not store.markers(Task.CLIP, NAME)
 
 
 # --- the disk refuses ------------------------------------------------------------------------------------------

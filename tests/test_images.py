@@ -5,10 +5,10 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from immich_ml_compat import images
-from immich_ml_compat.images import decode
+from immich_ml_compat.images import Photo, decode
 
 from .pictures import AVIF, FORMATS, chunk, encode, photo, png
 
@@ -159,6 +159,33 @@ def test_the_first_frame_counts(form: str) -> None:
     decoded = decode(data)
     assert decoded.size == (32, 24)
     assert near(decoded.getpixel((9, 9)), (255, 0, 0), 6)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_photo_that_is_to_be_upright_is_turned(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photo(), form, exif=exif)
+    turned = Photo(data, upright=True)
+    seen = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.array_equal(np.asarray(turned.whole()), np.asarray(seen))
+    assert turned.size == seen.size
+    reduced = turned.reduced(8)
+    assert reduced.extent[0] / reduced.extent[1] == seen.width / seen.height
+
+
+@pytest.mark.parametrize("notes", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"", b"\0" * 9])
+def test_damaged_notes_turn_nothing(notes: bytes) -> None:
+    data = encode(photo(), "JPEG", exif=notes)
+    assert np.array_equal(np.asarray(Photo(data, upright=True).whole()), np.asarray(decode(data)))
+
+
+def test_tiff_is_turned_once() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(photo(), "TIFF", exif=exif)
+    assert Photo(data, upright=True).size == Photo(data).size == photo().size[::-1]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", *AVIF])

@@ -27,7 +27,9 @@ from immich_ml_compat.messages import Answer, ModelChange, PredictRequest
 from immich_ml_compat.status import ModelFailure, ModelStatus, WorkerEvents, WorkerStatus
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
-requests = st.builds(PredictRequest, entries=texts, image=st.none() | st.binary(), text=st.none() | texts)
+requests = st.builds(
+    PredictRequest, entries=texts, image=st.none() | st.binary(), text=st.none() | texts, upright=st.booleans()
+)
 numbers = st.integers(0, 2**53)
 seconds = st.floats(0, 1e9)
 model = {"task": texts, "type": texts, "name": texts}

@@ -424,7 +424,7 @@ def test_convert_beside_a_mending_that_broke_off(run: Run, store: ModelStore, ow
     """What was there before is of another checkpoint."""
     assert run(*CONVERT, str(own_file))[0] == 0
     before = tree(store.folder / "clip" / CHINESE)
-    store.marker(Task.CLIP, CHINESE).write_text(json.dumps({"files": {}}))
+    store.marker(Task.CLIP, CHINESE, "another-process").write_text(json.dumps({"files": {}}))
     own_file.write_bytes(checkpoint(1))
     assert "is there already and stays as it is" in run(*CONVERT, str(own_file))[2]
     assert tree(store.folder / "clip" / CHINESE) == before

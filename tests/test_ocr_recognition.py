@@ -73,6 +73,10 @@ def model_files(request: pytest.FixtureRequest, cache: Path) -> ModelFiles:
     return graph_files(cache, request.param, ModelType.RECOGNITION)
 
 
+TRAINED_WIDTH = 320
+"""To which RapidOCR pads (pixels)."""
+
+
 class OracleConfig(dict[str, Any]):
     """RapidOCR asks its configuration both ways."""
 
@@ -95,7 +99,7 @@ def oracle_recognizer(files: ModelFiles, folder: Path) -> Any:
         engine_type=oracle("rapidocr").EngineType.ONNXRUNTIME,
         session=ort.InferenceSession(files.graph, options, providers=["CPUExecutionProvider"]),
         rec_batch_num=1,
-        rec_img_shape=[3, 48, 320],
+        rec_img_shape=[3, 48, TRAINED_WIDTH],
         rec_keys_path=str(keys),
     )
     return oracle("rapidocr.ch_ppocr_rec.main").TextRecognizer(config)
@@ -112,11 +116,27 @@ def test_lines_read_as_the_oracle_reads_them(model_files: ModelFiles, crops: lis
         == (theirs.postprocess_op.character[1:])
     )
     # RapidOCR pads to the line's own width, this project to the next of a few: no padding, no difference.
-    crops = [cv2.resize(crop, (padded_width(crop.shape[1]), LINE_HEIGHT)).astype(np.uint8) for crop in crops]
+    widths = [max(TRAINED_WIDTH, padded_width(crop.shape[1])) for crop in crops]
+    crops = [cv2.resize(crop, (width, LINE_HEIGHT)).astype(np.uint8) for crop, width in zip(crops, widths, strict=True)]
     expected = theirs(oracle("rapidocr.ch_ppocr_rec.typings").TextRecInput(img=crops, return_word_box=False))
     readings = recognizer.read(crops)
     assert [reading.text for reading in readings] == list(expected.txts)
     np.testing.assert_allclose([reading.score for reading in readings], expected.scores, atol=3e-5)
+
+
+def test_short_lines_need_less_padding_than_the_oracle_gives(model_files: ModelFiles, tmp_path: Path) -> None:
+    texts = [word for line in ENGLISH[:4] for word in line.split() if len(word) > 2]
+    texts += [line[start : start + 3] for line in CHINESE for start in (0, 4, 8)]
+    words = [word for text in texts if (word := line_of(text)).shape[1] < TRAINED_WIDTH]
+    assert len(words) > 40
+    expected = oracle_recognizer(model_files, tmp_path)(
+        oracle("rapidocr.ch_ppocr_rec.typings").TextRecInput(img=words, return_word_box=False)
+    )
+    readings = TextRecognizer.load(model_files, OnnxRuntimeEngine()).read(words)
+    sure = [i for i, score in enumerate(expected.scores) if score >= 0.9]
+    alike = sum(readings[i].text == expected.txts[i] for i in sure)
+    assert len(sure) > 40
+    assert alike >= 0.98 * len(sure) - 1
 
 
 def test_batches_read_as_single_lines_do(cache: Path, crops: list[Line]) -> None:

@@ -80,7 +80,11 @@ def test_results_are_the_graphs_own(graph: Path, tmp_path: Path) -> None:
             np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
     (form,) = forms(tmp_path)
     assert session.metadata == OnnxRuntimeEngine("cpu").load(graph).metadata
-    assert sorted(file.name for file in form.parent.iterdir()) == ["model.onnx", "model.onnx" + DATA_SUFFIX]
+    assert sorted(file.name for file in form.parent.iterdir()) == [
+        "files.json",
+        "model.onnx",
+        "model.onnx" + DATA_SUFFIX,
+    ]
 
 
 def test_weights_begin_where_a_page_does(graph: Path, tmp_path: Path) -> None:

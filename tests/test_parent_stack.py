@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from immich_ml_compat.catalog import CHINESE_CLIP_DIMENSIONS
 from immich_ml_compat.environment import report_environment
@@ -42,6 +43,14 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
         ("CLIP_DOWNLOAD_ROOT", "/no/such/folder", "clip_download_root", Path("/no/such/folder")),
         ("DEVICE", "cuda", "device", "cuda"),
         ("DEVICE", "cpu", "device", "cpu"),
+        ("RECOGNITION_MODEL", "antelopev2", "mt_photos_face_model", "antelopev2"),
+        ("DETECTION_THRESH", "0.5", "mt_photos_face_min_score", 0.5),
+        ("HTTP_PORT", "8066", "mt_photos_port", 8066),
+        ("SERVER_RESTART_TIME", "60", "model_ttl", 60),
+        ("PORT", "8080", "port", 8080),
+        ("ONNX_PROVIDERS", "CUDAExecutionProvider", "device", "cuda"),
+        ("ONNX_PROVIDERS", "CUDAExecutionProvider,CPUExecutionProvider", "device", "auto"),
+        ("ONNX_PROVIDERS", "CPUExecutionProvider", "device", "cpu"),
     ],
 )
 def test_each_is_ours_by_another_name(
@@ -52,7 +61,10 @@ def test_each_is_ours_by_another_name(
     field: str,
     meaning: object,
 ) -> None:
-    ours, usual = f"{P}{field.upper()}", load_settings()
+    ours, usual = "IMMICH_PORT" if field == "port" else f"{P}{field.upper()}", load_settings()
+    if field.startswith("mt_photos"):
+        monkeypatch.setenv(f"{P}MT_PHOTOS", "true")
+        usual = load_settings()
     for spelling in (name, name.lower()):
         monkeypatch.setenv(spelling, value)
         assert getattr(load_settings(), field) == meaning
@@ -106,6 +118,54 @@ def test_another_value_of_a_name_that_anything_may_set_is_told_and_ignored(
     assert told(caplog) == [(logging.WARNING, f"DEVICE={value} is ignored: it takes cuda or cpu")]
 
 
+def test_of_two_that_say_the_same_the_first_counts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.setenv("ONNX_PROVIDERS", "CUDAExecutionProvider,CPUExecutionProvider")
+    assert load_settings().device == "cpu"
+    assert told(caplog) == [
+        (logging.INFO, f"DEVICE=cpu is understood as {P}DEVICE=cpu"),
+        (logging.WARNING, "ONNX_PROVIDERS=CUDAExecutionProvider,CPUExecutionProvider is ignored: DEVICE is set"),
+    ]
+    monkeypatch.setenv("DEVICE", "sensor-7")
+    assert load_settings().device == "auto", "what was ignored does not count"
+
+
+def test_a_key_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("API_AUTH_KEY", "hunter2")
+    monkeypatch.setenv("MT_PHOTOS_API_KEY", "hunter3")
+    assert load_settings().mt_photos_api_key == SecretStr("hunter2")
+    assert [line for _, line in told(caplog)] == [
+        f"API_AUTH_KEY is understood as {P}MT_PHOTOS_API_KEY",
+        "MT_PHOTOS_API_KEY is ignored: API_AUTH_KEY is set",
+        f"MT Photos itself is answered with {P}MT_PHOTOS=true",
+    ]
+    monkeypatch.setenv("API_AUTH_KEY", "hunter 2")
+    with pytest.raises(ConfigurationError, match=r"^API_AUTH_KEY: takes 1 to 256 printable") as caught:
+        load_settings()
+    assert "hunter" not in f"{caught.value} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "tcp://10.0.0.7:80"), ("PORT", "0"), ("HTTP_PORT", "65536"), ("HTTP_PORT", "٣"), ("ONNX_PROVIDERS", "x")],
+)
+def test_other_values_of_common_names_are_ignored(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    usual = load_settings()
+    monkeypatch.setenv(name, value)
+    assert load_settings() == usual
+    (reading,) = readings({name: value})
+    assert str(reading).startswith(f"{name}={value} is ignored: it takes ")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "1.5"])
+def test_a_restart_takes_seconds(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SERVER_RESTART_TIME", value)
+    with pytest.raises(ConfigurationError, match=r"^SERVER_RESTART_TIME=.*: takes seconds, 1 or more$"):
+        load_settings()
+
+
 def test_blanks_are_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIP_MODEL", " RN50 ")
     monkeypatch.setenv("CLIP_DOWNLOAD_ROOT", "  ")
@@ -133,4 +193,4 @@ def test_who_wins(theirs: str, ours: str | None) -> None:
         for name, value in variables.items():
             patch.setenv(name, value)
         assert load_settings().clip_model == (ours or (f"cn-clip_{theirs}" if theirs else None))
-    assert [reading.is_overruled for reading in readings(variables)] == ([bool(ours)] if theirs else [])
+    assert [bool(reading.overruled_by) for reading in readings(variables)] == ([bool(ours)] if theirs else [])

@@ -73,7 +73,7 @@ def test_a_kill_at_any_moment_leaves_the_one_tree_or_the_other(memory: Path, opt
         assert not any(run.put_back for run in killed[done:])
 
 
-@pytest.mark.parametrize(("how", "stride"), [("SIGTERM", 2), ("SIGINT", 7), ("ENOSPC", 1)])
+@pytest.mark.parametrize(("how", "stride"), [("SIGTERM", 5), ("SIGINT", 7), ("ENOSPC", 3)])
 def test_a_signal_or_an_error_at_any_moment_puts_everything_back_at_once(memory: Path, how: str, stride: int) -> None:
     for direction, runs in struck_everywhere(how, memory, f"--stride={stride}").items():
         assert len(runs) > 50 // stride

@@ -123,7 +123,9 @@ def test_asking_for_health_loads_little() -> None:
 
 def test_the_http_face_knows_only_messages() -> None:
     own = {found for found in imported("immich_ml_compat.http_api") if found.startswith("immich_ml_compat.")}
-    allowed = tuple(f"immich_ml_compat.{name}" for name in ("messages", "body", "openapi", "room", "__version__"))
+    allowed = tuple(
+        f"immich_ml_compat.{name}" for name in ("messages", "body", "forms", "openapi", "room", "__version__")
+    )
     assert {found for found in own if not found.startswith(tuple(f"{name}." for name in allowed))} == set(allowed)
     assert loaded_by("import immich_ml_compat.http_api", {"immich_ml_compat.service", "immich_ml_compat.engine"}) == []
 

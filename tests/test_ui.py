@@ -361,7 +361,10 @@ def test_an_order_that_cannot_be_carried_out_says_why(root: str, order: Any, sta
 def test_a_long_order_is_refused_before_anybody_looks_at_it(root: str) -> None:
     body = json.dumps({"action": "load", **DETECTION} | {f"colour {number}": "red" for number in range(2000)})
     answer = httpx.post(f"{root}/ui/models", content=body, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()) == (413, {"detail": "An order has no more than 16384 bytes"})
+    assert (answer.status_code, answer.json()) == (
+        413,
+        {"detail": "The body has more than 16384 bytes, the most that is taken here"},
+    )
     assert answer.headers["connection"] == "close"
 
 

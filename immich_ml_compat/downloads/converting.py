@@ -7,7 +7,6 @@ which files is in `mending.py`, and with which checkpoint in `origin.py`.
 
 import errno
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Protocol, TypedDict, Unpack
 from ..catalog import ModelType, Task
 from ..chinese_clip.checkpoint import CheckpointError
 from ..chinese_clip.configuration import small_file, small_paths
+from ..disk import flush
 from ..errors import ModelUnavailableError
 from ..store import GRAPH, ModelStore
 from .failures import DownloadError, require_space
@@ -26,6 +26,7 @@ from .installing import Installation
 from .manifest import Manifest, describe
 from .mending import Folder
 from .origin import is_own, is_small
+from .presence import Presence
 from .progress import Progress
 from .staging import Staging
 
@@ -84,16 +85,16 @@ _PACKAGE = "immich-ml-compat"
 
 
 class Conversion:
-    """One model's folder and the checkpoint it is made from. Only one at a time may work on a model."""
+    """One model's folder and the checkpoint it is made from. As far as possible, one at a time works on a model."""
 
-    def __init__(self, store: ModelStore, task: Task, name: str, converter: Convert) -> None:
+    def __init__(self, store: ModelStore, task: Task, name: str, converter: Convert, presence: Presence) -> None:
         self._store = store
         self._task = task
         self._name = name
         self._convert = converter
         self._folder = store.model_folder(task, name)
-        self._partial = store.partial(task, name)
-        self._installation = Installation(self._folder, store.marker(task, name), self._partial)
+        self._presence = presence
+        self._installation = Installation(store, task, name, presence)
 
     def needs_checkpoint(self, damaged: ModelType | None = None) -> bool:
         """Mend what needs none; tell whether one is needed to make what the folder lacks, or the `damaged` tower.
@@ -154,7 +155,7 @@ class Conversion:
         origin = folder.origin
         half = half or (origin is not None and origin.half)
         try:
-            with Staging(self._partial) as staging:
+            with Staging(self._presence) as staging:
                 checkpoint = obtain(staging)
                 made = self._make(checkpoint, staging, half=half)
                 if origin is not None and is_own(checkpoint.address) and not origin.makes(made):
@@ -205,8 +206,7 @@ class Conversion:
                 cause, "Another copy can be converted with `immich-ml-compat models convert`"
             ) from error
         for path in files:
-            with path.open("rb") as content:
-                os.fsync(content.fileno())
+            flush(path)
         paths = sorted(path.relative_to(folder).as_posix() for path in files)
         log.info("Converted %s/%s in %.1f s", self._task, self._name, time.monotonic() - start)
         return describe([RemoteFile(path, checkpoint.address) for path in paths], folder, half=half)
@@ -216,8 +216,8 @@ class Conversion:
         files = {path: small_file(self._name, path) for path in paths if path in small_paths(self._name)}
         if not files:
             return
-        self._partial.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._partial, ignore_cleanup_errors=True) as name:
+        self._presence.own.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._presence.own, ignore_cleanup_errors=True) as name:
             staged = Path(name)
             for path, content in files.items():
                 (staged / path).parent.mkdir(exist_ok=True)

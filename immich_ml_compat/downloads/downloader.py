@@ -18,6 +18,7 @@ from .hub import Hub
 from .installing import Installation
 from .locking import alone
 from .manifest import describe
+from .presence import Presence
 from .progress import Progress
 from .sources import HubName, Source, checkpoint_name, sources
 from .staging import Staging
@@ -30,6 +31,7 @@ _Work = Callable[[Hub, Source], None]
 # Not raised to the time a download takes: the holder of the lock says every third of it that it is alive.
 _LEASE_S = 60.0
 _PAUSE_S = 30.0
+_ROUNDS = 10
 
 
 def _huggingface() -> Hub:
@@ -78,6 +80,7 @@ class Downloader:
         self._patience = patience
         self._lease_s = lease_s
         self._pause_s = pause_s
+        self._presences: dict[tuple[Task, str], Presence] = {}
         self._failed: dict[tuple[Task, str], tuple[float, str]] = {}
         self._counting = threading.Lock()
         self._counts = (0, 0)
@@ -87,9 +90,8 @@ class Downloader:
         self._raise_recent_failure(key.task, key.name)
         try:
             with self.alone(key.task, key.name):
-                if not self._installation(key.task, key.name).resume() or self._store.find(key) is None:
-                    self._complete(key.task, key.name)
-            return self._found(key)
+                files = self._have(key.task, key.name, key)
+            return files or self._found(key)
         except ModelUnavailableError:
             # Where this process slept so long that another took over, that one may have got it.
             if files := self._store.find(key):
@@ -114,13 +116,14 @@ class Downloader:
                 self._make(key.task, key.name, checkpoint, key.type)
             else:
                 self._from_a_source(key.task, key.name, lambda hub, source: self._renew(hub, source, key))
-        return self._found(key)
+            self._installation(key.task, key.name).settle()
+            files = self._store.find(key)
+        return files or self._found(key)
 
     def download(self, task: Task, name: str) -> None:
         """Download what a model lacks, all of it if need be. Raises ModelUnavailableError."""
         with self.alone(task, name):
-            self._installation(task, name).resume()
-            self._complete(task, name)
+            self._have(task, name)
 
     def published(self, task: Task, name: str) -> list[RemoteFile]:
         """Return the files that the first hub in reach has of a model. Raises ModelUnavailableError."""
@@ -141,13 +144,31 @@ class Downloader:
     @contextlib.contextmanager
     def alone(self, task: Task, name: str) -> Iterator[None]:
         """Keep other processes from changing a model's folder meanwhile. Raises ModelUnavailableError."""
-        lock = self._store.lock(task, name)
-        with self._failures_explained(task, name), alone(lock, self._lease_s, f"{task}/{name}"):
+        lock, presence = self._store.lock(task, name), self._presence(task, name)
+        with (
+            self._failures_explained(task, name),
+            alone(lock, self._lease_s, f"{task}/{name}", presence.is_abandoned),
+            presence.shown(),
+        ):
             yield
 
     def conversion(self, task: Task, name: str) -> Conversion:
         """Return what makes a model from a checkpoint, to be used while `alone`."""
-        return Conversion(self._store, task, name, self._converter)
+        return Conversion(self._store, task, name, self._converter, self._presence(task, name))
+
+    def _have(self, task: Task, name: str, key: ModelKey | None = None) -> ModelFiles | None:
+        """Download what a model lacks; where one graph is wanted and there, nothing. Return the graph's files."""
+        installation = self._installation(task, name)
+        files = None
+        for _ in range(_ROUNDS):
+            is_closed = installation.resume()
+            if not is_closed or key is None or self._store.find(key) is None:
+                self._complete(task, name)
+            installation.settle()
+            files = self._store.find(key) if key else None
+            if files or not installation.is_open:  # else another process began meanwhile
+                break
+        return files
 
     def _complete(self, task: Task, name: str) -> None:
         if checkpoint := checkpoint_name(task, name):
@@ -200,7 +221,7 @@ class Downloader:
             return
         start = time.monotonic()
         log.info("Downloading %s/%s from %s: %d files", task, name, hub.address(source), len(files))
-        with Staging(self._store.partial(task, name)) as staging:
+        with Staging(self._presence(task, name)) as staging:
             self._obtain(hub, files, staging, name)
             paths = [file.path for file in files]
             installation.install(staging.folder, describe(files, staging.folder), paths if replacing else ())
@@ -264,8 +285,10 @@ class Downloader:
         return self._hubs[name]
 
     def _installation(self, task: Task, name: str) -> Installation:
-        store = self._store
-        return Installation(store.model_folder(task, name), store.marker(task, name), store.partial(task, name))
+        return Installation(self._store, task, name, self._presence(task, name))
+
+    def _presence(self, task: Task, name: str) -> Presence:
+        return self._presences.setdefault((task, name), Presence(self._store.partial(task, name), self._lease_s))
 
     def _found(self, key: ModelKey) -> ModelFiles:
         if files := self._store.find(key):

@@ -5,18 +5,20 @@ A folder without one was filled by the stock server or by a person, and is a mod
 
 import json
 import logging
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from ..disk import flush
+from ..store import MANIFEST
 from .files import RemoteFile, sha256_of
+from .presence import this_process
+
+__all__ = ["MANIFEST", "Manifest", "ManifestFile", "describe", "read_manifest", "write_manifest"]
 
 log = logging.getLogger(__name__)
-
-MANIFEST = ".manifest.json"
 
 
 class ManifestFile(BaseModel, frozen=True):
@@ -32,6 +34,9 @@ class ManifestFile(BaseModel, frozen=True):
     half: bool = False
     """Whether it was converted to float16."""
 
+    stamp: int = 0
+    """When it changed last, in ns as its file system counts; a file of another length that is younger is another."""
+
     def is_at(self, path: Path) -> bool:
         """Tell whether the file at `path` is still this one. Raises OSError where it cannot be read."""
         return path.is_file() and path.stat().st_size == self.size and sha256_of(path) == self.sha256
@@ -45,6 +50,29 @@ class Manifest(BaseModel, frozen=True):
     def updated(self, other: "Manifest") -> "Manifest":
         """Return this manifest with another's files added."""
         return Manifest(files=self.files | other.files)
+
+    def has(self, other: "Manifest") -> bool:
+        """Tell whether another's files are all in this one; when they came and changed is no matter."""
+        return all(path in self.files and _same(self.files[path], file) for path, file in other.files.items())
+
+    def stamped(self, folder: Path) -> "Manifest":
+        """Return this manifest with the stamps of the files in a folder."""
+        stamps = {path: _stamp(folder / path) for path in self.files}
+        return Manifest(
+            files={path: file.model_copy(update={"stamp": stamps[path]}) for path, file in self.files.items()}
+        )
+
+    def as_json(self) -> str:
+        """Return what `read_manifest` reads."""
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), indent=1)
+
+
+def _same(one: ManifestFile, other: ManifestFile) -> bool:
+    return one.model_copy(update={"date": other.date, "stamp": other.stamp}) == other
+
+
+def _stamp(path: Path) -> int:
+    return max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) if path.is_file() else 0
 
 
 def describe(files: Iterable[RemoteFile], folder: Path, *, half: bool = False) -> Manifest:
@@ -72,10 +100,17 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Write a manifest so that a reader sees the old one or the new one. Raises OSError."""
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    with new.open("w", encoding="utf-8") as file:
-        json.dump(manifest.model_dump(mode="json", exclude_defaults=True), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a manifest so that a reader sees the old one or the new one. Raises OSError.
+
+    Where the file system cannot put a file into another's place at once, a reader may see a part, which is none.
+    """
+    new = path.with_name(f"{path.name}.{this_process()}")
+    new.write_text(manifest.as_json(), encoding="utf-8")
+    flush(new)
     new.replace(path)
+
+
+def unfinished_manifests(path: Path) -> dict[str, Path]:
+    """Return what was to become the manifest at `path`, by the process that was at it."""
+    start = f"{path.name}."
+    return {new.name.removeprefix(start): new for new in path.parent.glob(f"{start}*")}

@@ -1,28 +1,26 @@
 """Where a model's files lie until they are complete and checked: `<cache>/.partial/<task>/<name>/<process>/`.
 
-Each process writes in a folder of its own. What a process that ended left there is copied from, never written
-to: it may only be asleep, and go on writing when it wakes.
+Each process writes in a folder of its own. What a process that is no more left there is taken over; what belongs to
+one that lives stays as it is (`presence.py`).
 """
 
 import contextlib
 import logging
-import os
 import shutil
-import uuid
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
+from ..disk import flush
 from ..errors import ModelUnavailableError
 from .failures import DISK_FULL, DownloadError, Patience
 from .files import RemoteFile
 from .hub import Hub
+from .presence import Presence
 from .progress import Progress
 from .transfer import transfer
 
 log = logging.getLogger(__name__)
-
-_PROCESS = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 class Staging:
@@ -32,10 +30,10 @@ class Staging:
     or the disk is full: that hurts more than a download that begins anew.
     """
 
-    def __init__(self, root: Path) -> None:
-        """Take over what earlier processes left under `root`. Raises OSError."""
-        self._root = root
-        own = root / _PROCESS
+    def __init__(self, presence: Presence) -> None:
+        """Take over what processes that are no more left there. Raises OSError."""
+        self._presence = presence
+        self._own = own = presence.own
         self._parts = own / "parts"
         self._copy = own / "copy"
         self.folder = own / "model"
@@ -44,8 +42,8 @@ class Staging:
         """What is made of them here, likewise; no later process takes it over."""
         for folder in (self._parts, self.folder):
             folder.mkdir(parents=True, exist_ok=True)
-        for other in root.iterdir():
-            if other != own:
+        for other in presence.root.iterdir():
+            if other != own and other.is_dir() and not presence.is_alive(other.name):
                 self._adopt(other)
 
     def __enter__(self) -> "Staging":
@@ -55,10 +53,10 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.made, ignore_errors=True)
-        nothing_came = not any(path.is_file() for path in self._root.rglob("*"))
+        nothing_came = not any(path.is_file() for path in self._own.rglob("*"))
         disk_is_full = isinstance(error, OSError) and error.errno in DISK_FULL
         if error is None or nothing_came or disk_is_full or isinstance(error, ModelUnavailableError):
-            shutil.rmtree(self._root, ignore_errors=True)
+            self._presence.clear()
 
     def obtain(self, hub: Hub, file: RemoteFile, progress: Progress, patience: Patience) -> None:
         """Have a complete, checked file in `folder`. Raises DownloadError, and OSError for what the disk refuses."""
@@ -67,8 +65,7 @@ class Staging:
             return
         part = self._parts / file.identity
         self._fill(hub, file, part, progress, patience)
-        with part.open("rb") as content:
-            os.fsync(content.fileno())
+        flush(part)
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
 
@@ -115,8 +112,8 @@ class Staging:
     def _adopt(self, other: Path) -> None:
         kept = [path for name in (self._parts.name, self.folder.name) for path in (other / name).rglob("*")]
         for path in sorted(kept):
-            place = self._root / _PROCESS / path.relative_to(other)
-            with contextlib.suppress(FileNotFoundError):  # its process lives and moved it on
+            place = self._own / path.relative_to(other)
+            with contextlib.suppress(FileNotFoundError):  # its process lives all the same and moved it on
                 if path.is_file() and (not place.exists() or place.stat().st_size < path.stat().st_size):
                     place.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, self._copy)  # under its own name only once it is whole

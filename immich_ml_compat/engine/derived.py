@@ -1,16 +1,21 @@
 """Graphs on disk in another form than they came: optimised for this CPU, or in half precision.
 
-    <folder>/<the graph's path, as a name>-<stamp of its files>/model.onnx, model.onnx.data
+    <folder>/<the graph's path, as a name>-<stamp of its files>/model.onnx, model.onnx.data, files.json
+    <folder>/...making/    there while one is being made, and after a process died of it
 
 ONNX Runtime rearranges a graph and packs its weights when it loads it, for each session anew and into memory of its
 own. Written down once, the packed weights are mapped: sessions and processes share their pages, and the system may
 drop and read them again.
+
+`files.json` tells how long the files are: where machines share the folder over a file system that moves by copying, one
+may see a form in half that another has just made. It does without then.
 """
 
+import json
 import logging
-import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +24,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from ..disk import flush
 from ..memory import release
 from . import Array, EngineError, EngineMemoryError, TensorInfo
 
@@ -27,6 +33,7 @@ log = logging.getLogger(__name__)
 DATA_SUFFIX = ".data"
 
 _GRAPH = "model.onnx"
+_FILES = "files.json"
 _MAKING = ".making"
 _NAMED_BY = 4  # parts of the path: task, name, type, file
 _FORGET_S = 7 * 24 * 3600.0
@@ -73,6 +80,11 @@ class DerivedGraphs:
         try:
             home = self.folder / f"{_name(graph)}-{_stamp(graph)}"
             form = home / _GRAPH
+            if home.is_dir() and not _is_whole(home):
+                if not _making(home).exists():  # else another machine moves it there
+                    log.warning("%s is made anew: it is not there as a whole", form)
+                    shutil.rmtree(home, ignore_errors=True)
+                return None
             if not form.is_file() and not self._make(graph, home, write):
                 return None
         except OSError as error:
@@ -87,22 +99,25 @@ class DerivedGraphs:
         if shutil.disk_usage(self.folder).free < self.room * size:
             log.warning("%s is loaded without %s: the disk has no room for one", graph, self.form)
             return False
-        making = home.with_name(home.name + _MAKING)
+        making = _making(home)
         _remove_forgotten(making)
         try:
             making.mkdir()
         except FileExistsError:  # another worker is at it, or died of it: this one does without
             return False
+        own = making / uuid.uuid4().hex  # two machines may have made the folder, where creation does not exclude
         try:
-            write(making / _GRAPH)
+            own.mkdir()
+            write(own / _GRAPH)
             release()
-            for path in (*making.iterdir(), making):
-                _flush(path)
-            making.rename(home)
+            (own / _FILES).write_text(json.dumps(_sizes(own)), encoding="utf-8")
+            for path in (*own.iterdir(), own):
+                flush(path)
+            own.rename(home)
+            making.rmdir()
         except (EngineError, LookupError, OSError, ValueError) as error:
             log.warning("%s is loaded without %s: %s", graph, self.form, error)
-            for path in making.iterdir():
-                path.unlink()
+            shutil.rmtree(own, ignore_errors=True)
             if isinstance(error, MemoryError):  # another time there may be enough
                 making.rmdir()
             return False  # else the folder stays: it is not tried again at every load
@@ -127,13 +142,21 @@ def _trial_shape(info: TensorInfo) -> list[int]:
     return [1, *shape[1:]] if info.shape[:1] == (None,) else shape
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on disk: a form must not be there without its weights."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _making(home: Path) -> Path:
+    return home.with_name(home.name + _MAKING)
+
+
+def _is_whole(home: Path) -> bool:
+    """Tell whether the files of a form are there and as long as they were made. Raises OSError."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        listed = json.loads((home / _FILES).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return bool(listed) and listed == {name: size for name, size in _sizes(home).items() if name != _FILES}
+
+
+def _sizes(home: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in home.iterdir()}
 
 
 def _name(graph: Path) -> str:
