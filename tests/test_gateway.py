@@ -117,7 +117,7 @@ def test_whatever_is_not_in_it_goes_on_as_it_is(entries: str) -> None:
 
 @pytest.mark.parametrize("depth", [100, 300, 900, 2000])
 def test_nesting_is_no_error_of_the_servers(server: Server, depth: int) -> None:
-    answer = server.predict(f"{json.dumps(ASKED)[:-1]}, \"clip\": {'[' * depth}{']' * depth}}}", encoded(PAGE))
+    answer = server.predict(f'{json.dumps(ASKED)[:-1]}, "clip": {"[" * depth}{"]" * depth}}}', encoded(PAGE))
     assert answer.status_code < 500, answer.text
 
 
