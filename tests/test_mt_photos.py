@@ -138,6 +138,15 @@ def test_text_is_what_rapidocr_reads(client: MtPhotos) -> None:
     assert all(isinstance(score, str) and len(score) == 4 for score in result["scores"]), "as 0.98"
 
 
+def test_small_text_is_read_as_rapidocr_reads_it(client: MtPhotos) -> None:
+    small = PAGE.resize((PAGE.width * 2 // 5, PAGE.height * 2 // 5), Image.Resampling.LANCZOS)
+    read, _ = oracle("rapidocr_onnxruntime").RapidOCR()(bgr(small))
+    result = client.result("/ocr", encoded(small))
+    sure = [text.replace(" ", "") for _, text, score in read if score >= 0.9]
+    assert len(sure) == len(LINES), "scaled up, as RapidOCR does, it can be read"
+    assert [text.replace(" ", "") for text in result["texts"]] == [text.replace(" ", "") for _, text, _ in read]
+
+
 def test_vectors_are_chinese_clips(client: MtPhotos, model: Any) -> None:
     photo = Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50).convert("RGB")
     theirs = model.encode_image(chinese_clip().image_transform(224)(photo)[None])[0].numpy()
