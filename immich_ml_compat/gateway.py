@@ -29,30 +29,27 @@ class GatewayDialect:
 
     async def __call__(self, request: PredictRequest) -> Answer:
         """Answer a request."""
-        entries = _in_dialect(request.entries)
+        entries = self._in_immichs_words(request.entries)
         if entries is None:
             return await self.answer(request)
-        entries[Task.OCR] = ocr_types(self.model)
-        answer = await self.answer(
-            replace(request, entries=orjson.dumps(entries, option=orjson.OPT_NON_STR_KEYS).decode())
-        )
+        answer = await self.answer(replace(request, entries=entries))
         return answer if answer.status != 200 else replace(answer, body=_translated(answer.body))
 
+    def _in_immichs_words(self, entries: str) -> str | None:
+        """Return a request's entries as today's Immich has them; None where they are not in that dialect."""
+        try:
+            asked: Any = orjson.loads(entries)
+            if not _is_dialect(asked):
+                return None
+            return orjson.dumps(asked | {Task.OCR: ocr_types(self.model)}, option=orjson.OPT_NON_STR_KEYS).decode()
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):  # what is nested too deep is read, but not written
+            return None
 
-def _in_dialect(entries: str) -> dict[str, Any] | None:
-    """Return a request's entries where they ask for OCR in that dialect."""
-    try:
-        asked: Any = orjson.loads(entries)
-    except orjson.JSONDecodeError:
-        return None
+
+def _is_dialect(asked: Any) -> bool:
+    """Tell whether entries ask for OCR in that dialect: by a recogniser alone."""
     ocr = asked.get(Task.OCR) if isinstance(asked, dict) else None
-    if (
-        not isinstance(ocr, dict)
-        or set(ocr) != {ModelType.RECOGNITION}
-        or not isinstance(ocr[ModelType.RECOGNITION], dict)
-    ):
-        return None
-    return dict(asked)
+    return isinstance(ocr, dict) and list(map(type, ocr.values())) == [dict] and ModelType.RECOGNITION in ocr
 
 
 def _translated(body: bytes) -> bytes:

@@ -47,13 +47,14 @@ class Faces:
 
 @dataclass(frozen=True, slots=True)
 class Ocr:
-    """Find the lines of text, their shorter side scaled down to `max_resolution` pixels; read them where a
-    recogniser is named."""
+    """Find the lines of text, the image's shorter side scaled down to `max_resolution` pixels and up to
+    `min_resolution`; read them where a recogniser is named."""
 
     detector: ModelKey
     recognizer: ModelKey | None
     min_box_score: float = 0.5
     max_resolution: int = 736
+    min_resolution: int = 0
     min_text_score: float = 0.9
     orientation: bool | None = None
     """Whether to look for a page that is upside down or on its side; None leaves it to the settings."""
@@ -119,6 +120,7 @@ class _FaceDetectionOptions(_Options):
 class _OcrDetectionOptions(_Options):
     minScore: Score = 0.5  # noqa: N815
     maxResolution: Resolution = 736  # noqa: N815
+    minResolution: Resolution | None = None  # noqa: N815  (ours: Immich enlarges nothing)
     orientation: bool | None = None
 
 
@@ -243,6 +245,7 @@ def _ocr(entries: _OcrEntries, names: ModelNames) -> Ocr | None:
         recognizer=_key(recognition, Task.OCR, ModelType.RECOGNITION, names) if recognition else None,
         min_box_score=detection.options.minScore,
         max_resolution=detection.options.maxResolution,
+        min_resolution=detection.options.minResolution or 0,
         min_text_score=reading.minScore,
         orientation=detection.options.orientation,
     )

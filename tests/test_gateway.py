@@ -115,6 +115,12 @@ def test_whatever_is_not_in_it_goes_on_as_it_is(entries: str) -> None:
     assert b"result" not in said.body
 
 
+@pytest.mark.parametrize("depth", [100, 300, 900, 2000])
+def test_nesting_is_no_error_of_the_servers(server: Server, depth: int) -> None:
+    answer = server.predict(f'{json.dumps(ASKED)[:-1]}, "clip": {"[" * depth}{"]" * depth}}}', encoded(PAGE))
+    assert answer.status_code < 500, answer.text
+
+
 @given(st.dictionaries(st.text(), JSON, max_size=3), st.dictionaries(st.sampled_from(["clip", "x"]), JSON))
 def test_the_names_it_comes_with_do_not_matter(model: dict[str, Any], others: dict[str, Any]) -> None:
     reached, said = passed_on(json.dumps(others | {"ocr": {"recognition": model}}))

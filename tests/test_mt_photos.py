@@ -19,6 +19,11 @@ from starlette.requests import Request
 from immich_ml_compat.body import BodyError
 from immich_ml_compat.mt_photos.answers import upright_boxes
 from immich_ml_compat.mt_photos.key import ApiKey
+from immich_ml_compat.mt_photos.requests import Requests
+from immich_ml_compat.names import ModelNames
+from immich_ml_compat.plan import plan_request
+from immich_ml_compat.settings import Settings
+from immich_ml_compat.store import ModelStore
 from immich_ml_compat.worker import HEARTBEAT_S
 
 from .chinese_clip import original, save_checkpoint
@@ -136,6 +141,17 @@ def test_text_is_what_rapidocr_reads(client: MtPhotos) -> None:
     assert all(set(box) == {"x", "y", "width", "height"} for box in result["boxes"])
     assert all(isinstance(value, str) for box in result["boxes"] for value in box.values())
     assert all(isinstance(score, str) and len(score) == 4 for score in result["scores"]), "as 0.98"
+
+
+def test_text_is_looked_for_as_rapidocr_looks_for_it(tmp_path: Path) -> None:
+    theirs = oracle("yaml").safe_load(packaged("rapidocr", "config.yaml").read_text())
+    asked = plan_request(Requests(Settings()).ocr(b"photo"), ModelNames(ModelStore(tmp_path), {})).ocr
+    assert asked is not None
+    assert asked.min_box_score == theirs["Det"]["box_thresh"]
+    assert asked.min_text_score == theirs["Global"]["text_score"]
+    assert theirs["Det"]["limit_type"] == "min"
+    assert asked.min_resolution == theirs["Det"]["limit_side_len"]
+    assert asked.max_resolution == theirs["Global"]["max_side_len"] * 3 / 4, "the shorter side of 4:3"
 
 
 def test_vectors_are_chinese_clips(client: MtPhotos, model: Any) -> None:

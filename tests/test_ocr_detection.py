@@ -186,6 +186,25 @@ def test_input_is_scaled_down_never_up_and_bounded(width: int, height: int, max_
         assert scaled == SIDE_MULTIPLE or abs(scaled - side * ratio) <= half + 1
 
 
+@given(_sides, _sides, st.integers(1, 2000), st.integers(1, 2000))
+def test_input_is_scaled_up_as_asked_but_to_no_more_than_a_tile(width: int, height: int, least: int, most: int) -> None:
+    if width * height > MAX_PIXELS:
+        height = max(32, MAX_PIXELS // width)
+    usual, size = input_size(width, height, most), input_size(width, height, most, least)
+    if min(width, height) >= min(least, most):
+        assert size == usual, "nothing to enlarge"
+    else:
+        half = SIDE_MULTIPLE // 2
+        asked = min(least, most) / min(width, height)
+        ratio = max(1.0, min(asked, MAX_TILE_SIDE / (width * height) ** 0.5))
+        if ratio > 1:
+            expected = (width * ratio, height * ratio)
+            assert all(abs(side - other) <= half + 1 for side, other in zip(size, expected, strict=True))
+            assert (size[0] - half) * (size[1] - half) <= MAX_TILE_SIDE**2
+        else:
+            assert size == usual, "it is more than a tile already"
+
+
 def test_input_of_an_extreme_shape_is_bounded() -> None:
     width, height = input_size(MAX_PIXELS // 32, 32, 736)
     assert height == SIDE_MULTIPLE

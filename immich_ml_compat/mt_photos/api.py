@@ -26,10 +26,6 @@ PATHS = ("/ocr", "/clip/img", "/clip/txt", "/represent")
 
 _HELP = "https://mtmt.tech/docs/advanced/ocr_api"
 _FACE_HELP = "https://mtmt.tech/docs/advanced/facial_api"
-_FACEPATHS = ("/ocr", "/clip/img", "/clip/txt", "/represent")
-"""The endpoints that run models."""
-
-_HELP = "https://mtmt.tech/docs/advanced/facial_api"
 
 _MOST_BYTES = 64 * 1024
 """The longest query, far beyond what a model reads."""

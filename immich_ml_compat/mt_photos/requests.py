@@ -12,8 +12,10 @@ from ..settings import PREFIX, Settings
 DEFAULT_CLIP = "cn-clip_ViT-B-16"
 """What mt-photos-ai has."""
 
-# RapidOCR's own thresholds, which mt-photos-ai leaves as they are.
+# RapidOCR's own thresholds, which mt-photos-ai leaves as they are. It scales the shorter side up to 736 pixels, and the
+# longer one down to 2000: a shorter one of 1500 in a photo of 4:3.
 _MIN_BOX_SCORE = _MIN_TEXT_SCORE = 0.5
+_MIN_RESOLUTION, _MAX_RESOLUTION = 736, 1500
 
 
 class Requests:
@@ -59,7 +61,9 @@ class Requests:
 def ocr_types(model: str) -> dict[str, Any]:
     """Return what asks an OCR model for all that RapidOCR would give."""
     return {
-        ModelType.DETECTION: _model(model, minScore=_MIN_BOX_SCORE),
+        ModelType.DETECTION: _model(
+            model, minScore=_MIN_BOX_SCORE, minResolution=_MIN_RESOLUTION, maxResolution=_MAX_RESOLUTION
+        ),
         ModelType.RECOGNITION: _model(model, minScore=_MIN_TEXT_SCORE),
     }
 

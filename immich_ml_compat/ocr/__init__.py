@@ -20,7 +20,7 @@ def read_text(step: Ocr, image: Image.Image, models: Models, *, orientation: boo
     `orientation` says whether to look for a turned page where the request does not.
     """
     with models.use(step.detector, TextDetector) as detector:
-        boxes = detector.detect(image, step.min_box_score, step.max_resolution)
+        boxes = detector.detect(image, step.min_box_score, step.max_resolution, step.min_resolution)
     if step.recognizer is None:
         boxes = boxes[reading_order(boxes.quads)]
         return {"boxes": boxes.quads, "scores": boxes.scores}

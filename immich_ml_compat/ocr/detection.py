@@ -58,14 +58,16 @@ class TextDetector:
         """Run once, on a page of the usual size."""
         self.detect(Image.new("RGB", (1104, 736)), 1.0, 736)
 
-    def detect(self, image: Image.Image, min_score: float, max_resolution: int) -> TextBoxes:
+    def detect(self, image: Image.Image, min_score: float, max_resolution: int, min_resolution: int = 0) -> TextBoxes:
         """Find the lines of an RGB image that score at least `min_score`.
 
-        The image's shorter side is scaled down to `max_resolution` pixels, never up. Raises ModelOutputError.
+        The image's shorter side is scaled down to `max_resolution` pixels, and up to `min_resolution` as far as that
+        is no more than one tile. Raises ModelOutputError.
         """
         if min(image.size) < MIN_IMAGE_SIDE:
             return TextBoxes.none()
-        scaled = image.resize(input_size(*image.size, max_resolution), Image.Resampling.LANCZOS)
+        size = input_size(*image.size, max_resolution, min_resolution)
+        scaled = image.resize(size, Image.Resampling.LANCZOS)
         return boxes_from_map(self._probabilities(np.asarray(scaled)), image.size, min_score)
 
     def _probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -89,9 +91,11 @@ class TextDetector:
         return require_finite(output[0, 0], self._name)
 
 
-def input_size(width: int, height: int, max_resolution: int) -> tuple[int, int]:
+def input_size(width: int, height: int, max_resolution: int, min_resolution: int = 0) -> tuple[int, int]:
     """Return the (width, height) at which an image goes into the network."""
-    ratio = min(max_resolution / min(width, height), (MAX_INPUT_PIXELS / (width * height)) ** 0.5, 1.0)
+    shorter, pixels = min(width, height), width * height
+    larger = min(min_resolution / shorter, MAX_TILE_SIDE / pixels**0.5)
+    ratio = min(max_resolution / shorter, (MAX_INPUT_PIXELS / pixels) ** 0.5, max(1.0, larger))
     longest = MAX_INPUT_PIXELS // SIDE_MULTIPLE  # all that is left to bound where the other side cannot shrink
     return _to_multiple(min(width * ratio, longest)), _to_multiple(min(height * ratio, longest))
 
