@@ -70,6 +70,7 @@ def _queries(words: Sequence[str]) -> dict[str, str]:
         "the most frequent English word": words[0],
         "the most frequent Chinese word": words[1],
         "two words": f"{words[40]} {words[101]}",
+        "the two most frequent words": f"{words[0]} {words[1]}",
         "one Chinese character": words[301][0],
         "a picture": SUBJECTS[0][0],
     }
