@@ -59,6 +59,9 @@ def _translated(body: bytes) -> bytes:
     answered["result"] = {
         "texts": lines["text"],
         "scores": [f"{score:.2f}" for score in lines["textScore"]],
-        "boxes": [dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)) for box in upright_boxes(lines["box"], size)],
+        "boxes": [
+            {name: round(pixels, 2) for name, pixels in zip(("x1", "y1", "x2", "y2"), box, strict=True)}
+            for box in upright_boxes(lines["box"], size)
+        ],
     }
     return orjson.dumps(answered)

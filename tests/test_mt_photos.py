@@ -348,7 +348,7 @@ FAR = (
 def test_without_a_key_only_this_machine_is_answered(local: str, far: str) -> None:
     assert asked(None, local, {}) == ""
     assert asked(None, local, {"api-key": "anything"}) == ""
-    for foreign in ("forwarded", "x-forwarded-for", "origin"):
+    for foreign in ("forwarded", "x-forwarded-for", "x-real-ip", "via", "origin"):
         assert asked(None, local, {foreign: "x"}) == "401", "a proxy's, or a web page's"
     assert asked(None, far, {}) == asked(None, f"{far}", {"api-key": ""}) == asked(None, None, {}) == "401"
     assert asked(None, "fe80::1%eth0", {}) == "401"

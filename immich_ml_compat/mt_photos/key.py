@@ -8,7 +8,7 @@ from fastapi import Request
 from ..body import BodyError
 from ..forms import missing
 
-_FOREIGN = ("forwarded", "x-forwarded-for", "origin")
+_FOREIGN = ("forwarded", "x-forwarded-for", "x-real-ip", "via", "origin")
 """What comes with it was passed on by a proxy, or is a web page's: both only look like this machine."""
 
 

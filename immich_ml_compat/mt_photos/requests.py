@@ -19,7 +19,7 @@ _MIN_RESOLUTION, _MAX_RESOLUTION = 736, 1500
 
 
 class Requests:
-    """Makes the requests. A photo is upright in all of them: OpenCV, which reads photos there, heeds EXIF."""
+    """Makes the requests. A photo is upright in all of them: OpenCV, which mostly reads photos there, heeds EXIF."""
 
     def __init__(self, settings: Settings) -> None:
         clip = settings.mt_photos_clip_model or settings.clip_model or DEFAULT_CLIP
