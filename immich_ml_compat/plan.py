@@ -54,10 +54,11 @@ class Ocr:
     recognizer: ModelKey | None
     min_box_score: float = 0.5
     max_resolution: int = 736
-    min_resolution: int = 0
     min_text_score: float = 0.9
     orientation: bool | None = None
     """Whether to look for a page that is upside down or on its side; None leaves it to the settings."""
+
+    min_resolution: int = 0
 
 
 @dataclass(frozen=True, slots=True)
