@@ -124,7 +124,8 @@ def test_lines_read_as_the_oracle_reads_them(model_files: ModelFiles, crops: lis
     np.testing.assert_allclose([reading.score for reading in readings], expected.scores, atol=3e-5)
 
 
-def test_short_lines_need_less_padding_than_the_oracle_gives(model_files: ModelFiles, tmp_path: Path) -> None:
+def test_short_lines_need_less_padding_than_the_oracle_gives(cache: Path, tmp_path: Path) -> None:
+    model_files = graph_files(cache, OCR, ModelType.RECOGNITION)
     texts = [word for line in ENGLISH[:4] for word in line.split() if len(word) > 2]
     texts += [line[start : start + 3] for line in CHINESE for start in (0, 4, 8)]
     words = [word for text in texts if (word := line_of(text)).shape[1] < TRAINED_WIDTH]

@@ -26,13 +26,13 @@ if "-m" in sys.orig_argv and "immich_ml_compat.worker" in sys.orig_argv:
     class Panic(BaseException):
         """What a library in Rust raises."""
 
-    def fault(data: bytes, most_pixels: int) -> Photo:
+    def fault(data: bytes, most_pixels: int, *, upright: bool) -> Photo:
         if data == b"fault:panic":
             raise Panic
         if data.startswith(b"fault:"):
             os.kill(os.getpid(), getattr(signal, data.removeprefix(b"fault:").decode()))
             time.sleep(60)  # the signal takes its time
-        return Photo(data, most_pixels)
+        return Photo(data, most_pixels, upright=upright)
 
     def wait_for(variable: str) -> None:
         while Path(os.environ.get(variable, "/nowhere")).exists():
