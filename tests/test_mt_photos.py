@@ -373,6 +373,9 @@ def test_one_port_for_both_behind_the_access_token(cache: Path, tmp_path: Path) 
         assert inside.post("/check").json()["result"] == "pass"
         assert inside.result("/represent", encoded(Image.new("RGB", (64, 64)))) == []
         assert httpx.get(f"{server.url}/token/").json() == {"message": "Immich ML"}, "its own, not a page"
+        face = f"{inside.url}/face/check"
+        assert httpx.get(face).json()["recognition_model"] == FACES
+        assert httpx.get(face, headers={"x-forwarded-for": "10.0.0.1"}).status_code == 401
         assert "MT Photos is answered on this machine alone" in server.log.read_text()
 
 

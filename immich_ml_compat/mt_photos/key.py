@@ -20,15 +20,19 @@ class ApiKey:
 
     def __call__(self, request: Request) -> None:
         """Raises what is answered with 401, or 422 where no key came, as mt-photos-ai does."""
+        self.check_place(request)
         if self._key is None:
-            if not _is_local(request):
-                raise BodyError(401, "Without API_AUTH_KEY only requests from the server's own machine are answered")
             return
         given = request.headers.get("api-key")
         if given is None:
             raise missing("header", "api-key")
         if not hmac.compare_digest(given.encode(), self._key):
             raise BodyError(401, "Invalid API key")
+
+    def check_place(self, request: Request) -> None:
+        """Raises what is answered with 401 where there is no key, and the request is not this machine's."""
+        if self._key is None and not _is_local(request):
+            raise BodyError(401, "Without API_AUTH_KEY only requests from the server's own machine are answered")
 
 
 def _is_local(request: Request) -> bool:
