@@ -164,7 +164,8 @@ class Cluster:
         """Connect to the applications. Raises ConfigurationError where they are not deployed."""
         self.observer: Observer | None = None
         self._substitutions = tuple(names.substitutions())
-        self._ask = {work: _handle(work).answer for work in Work}
+        self._handles = {work: _handle(work) for work in Work}
+        self._ask: dict[Work, Any] = {}
         self._board = _board()
         self._reports: dict[str, tuple[float, Report]] = {}
         """Of each replica the last one, and when it came."""
@@ -181,7 +182,9 @@ class Cluster:
         self._watching: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Begin to look at the board."""
+        """Begin to look at the board, and let requests through."""
+        # Where deploy/ray/start has set it so, Ray finds replicas in this event loop, and only here can it be told so.
+        self._ask = {work: handle.answer for work, handle in self._handles.items()}
         self._watching = asyncio.ensure_future(self._watch())
 
     async def close(self) -> None:

@@ -26,9 +26,11 @@ _BAND_PIXELS = 1 << 22
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """Return an RGB image as uint8 [H, W, 3].
 
-    In bands: Pillow's own way takes twice the room in between.
+    A large one in bands: Pillow's own way is twice as fast, but takes twice the room in between.
     """
     rows = max(1, _BAND_PIXELS // image.width)
+    if image.height <= rows:
+        return np.asarray(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
