@@ -69,16 +69,16 @@ class Front:
             return failure(422, str(error))
         return await self.backend.change(change)
 
-    async def free(self) -> None:
-        """Unload the models that are not in use and were not preloaded."""
+    async def free(self) -> bool:
+        """Unload the models that are not in use and were not preloaded; return whether that can be ordered here."""
         loaded = {
             (model.task, model.type, model.name)
             for worker in self.backend.status().workers
             for model in worker.models
             if not model.stays
         }
-        for task, kind, name in sorted(loaded):
-            await self.backend.change(ModelChange(False, task, kind, name))
+        answers = [await self.backend.change(ModelChange(False, *model)) for model in sorted(loaded)]
+        return all(answer.status != 501 for answer in answers)
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:

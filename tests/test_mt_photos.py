@@ -1,11 +1,13 @@
 """MT Photos' API: its shapes, its keys, and the answers of its own server's libraries on the same model files."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import httpx
 import numpy as np
@@ -16,13 +18,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.requests import Request
 
-from immich_ml_compat.body import BodyError
+from immich_ml_compat.application import Front
+from immich_ml_compat.body import BodyError, BodyLimits
+from immich_ml_compat.dispatch import Backend
+from immich_ml_compat.messages import Answer
+from immich_ml_compat.mt_photos import MtPhotos as Parts
+from immich_ml_compat.mt_photos import create_mt_photos, create_mt_photos_app
 from immich_ml_compat.mt_photos.answers import upright_boxes
 from immich_ml_compat.mt_photos.key import ApiKey
 from immich_ml_compat.mt_photos.requests import Requests
 from immich_ml_compat.names import ModelNames
 from immich_ml_compat.plan import plan_request
+from immich_ml_compat.readiness import Readiness
+from immich_ml_compat.room import BodyRoom
 from immich_ml_compat.settings import Settings
+from immich_ml_compat.status import ModelStatus, WorkerStatus
 from immich_ml_compat.store import ModelStore
 from immich_ml_compat.worker import HEARTBEAT_S
 
@@ -285,6 +295,28 @@ def test_memory_is_given_back_on_request(client: MtPhotos, server: Server) -> No
     assert client.result("/restart_v2") == "pass"
     assert not loaded(server)
     assert client.result("/represent", encoded(PAGE)) == [], "and it works on"
+
+
+@pytest.mark.parametrize(
+    ("status", "holds", "said"), [(501, FACES, "unsupported"), (200, FACES, "pass"), (501, "", "pass")]
+)
+def test_memory_that_nobody_here_can_give_back_is_not_said_to_be(status: int, holds: str, said: str) -> None:
+    """As on a Ray cluster, which refuses with a 501."""
+    model = ModelStatus("facial-recognition", "detection", holds, "CPU", 1, 0, False)
+    worker = WorkerStatus(1, 0, "none", "fp32", (model,) if holds else (), (), 0, None, 0.0, 0)
+    backend = create_autospec(Backend, instance=True)
+    backend.status.return_value.workers = (worker,)
+    backend.change.return_value = Answer(status, b"{}")
+    front = Front(create_autospec(ModelNames), backend, create_autospec(Readiness))
+    limits, room = BodyLimits(64, 30.0), BodyRoom(512)
+    router = create_mt_photos(Parts(front.answer, front.free, Requests(Settings()), KEY, "cpu", limits, room))
+    app = create_mt_photos_app(router, lambda: None, "cpu")
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            return await client.post("/restart_v2", headers={"api-key": KEY})
+
+    assert asyncio.run(ask()).json() == {"result": said}
 
 
 def loaded(server: Server) -> list[Any]:
