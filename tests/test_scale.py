@@ -1,13 +1,22 @@
 """The simulation of many nodes comes out where arithmetic says it must."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.scale.simulation import MEASURED, Outcome, Plant, Run, shares
+from benchmarks.scale.simulation import MEASURED, MOST_ONGOING, Outcome, Plant, Run, shares
 
 NODE = 1 / sum(1 / rate.full for rate in MEASURED.values())
 """Photos a second of a node that is kept busy."""
+
+
+def test_a_replica_has_as_many_in_hand_as_on_ray() -> None:
+    text = (Path(__file__).parents[1] / "deploy/ray/serve.yaml").read_text(encoding="utf-8")
+    deployments = [deployment for each in yaml.safe_load(text)["applications"] for deployment in each["deployments"]]
+    assert {deployment["max_ongoing_requests"] for deployment in deployments} == {MOST_ONGOING}
 
 
 def simulate(nodes: int, per_node: int = 8, front_s: float = 1e-4, network: float = 1e9, speed: float = 1.0) -> Outcome:

@@ -4,7 +4,7 @@ Requests go client → network → front → network → node → client, and a 
 is answered, as Immich's queues do. The network and the front are each one server with a fixed time per request. A node
 shares its cores evenly between the requests that it has; it works at its full rate with two or more of them, and at
 the rate measured for one in flight with one. The replicas of a kind are chosen between as Ray Serve does: the one with
-fewer requests of two taken at random, eight at most each.
+fewer requests of two taken at random, sixteen at most each.
 
 Times are this machine's (benchmarks/RESULTS.md, docs/scale.md); everything else is an option. What is simulated are so
 many photos as `--photos` says: everything but the start grows in proportion, so the time for a million follows.
@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 MILLION = 1_000_000
 
-_MOST_ONGOING = 8
+MOST_ONGOING = 16
+"""As deploy/ray/serve.yaml has it."""
 
 
 class Rate(NamedTuple):
@@ -155,8 +156,8 @@ class Run:
     def _arrive(self, now: float, task: str) -> None:
         candidates = self._chance.sample(range(len(self._nodes)), min(2, len(self._nodes)))
         number = min(candidates, key=lambda each: self._nodes[each].ongoing[task])
-        if self._nodes[number].ongoing[task] >= _MOST_ONGOING:
-            with_room = [each for each, node in enumerate(self._nodes) if node.ongoing[task] < _MOST_ONGOING]
+        if self._nodes[number].ongoing[task] >= MOST_ONGOING:
+            with_room = [each for each, node in enumerate(self._nodes) if node.ongoing[task] < MOST_ONGOING]
             if not with_room:
                 self._waiting[task].append(1)
                 return
