@@ -228,6 +228,12 @@ def test_the_pod_may_do_as_little_as_it_can() -> None:
 # ---------------------------------------------------------------- Ray
 
 
+def test_who_starts_ray_otherwise_is_told_what_to_set() -> None:
+    exported = re.findall(r"^export (\w+=\S+)", (ROOT / "deploy/ray/start").read_text(), re.MULTILINE)
+    told = re.findall(r"^(RAY_\w+=\S+)", (ROOT / "docs/scale.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert told == exported != []
+
+
 def test_every_kind_of_work_has_its_application_on_ray() -> None:
     config = read(ROOT / "deploy/ray/serve.yaml")
     assert config["proxy_location"] == "Disabled", "nobody passes by the front"
