@@ -30,6 +30,7 @@ DOCKERFILES = ("Dockerfile.cpu", "Dockerfile.cuda")
 SERVICE = "immich-machine-learning"
 BAKE = (ROOT / "docker-bake.hcl").read_text(encoding="utf-8")
 PORT = Settings.model_fields["port"].default
+LABEL = re.compile(r"org\.opencontainers\.image\.\w+")
 
 
 def read(path: Path) -> Any:
@@ -64,7 +65,7 @@ def test_the_image_is_declared_as_the_stock_image_is(name: str) -> None:
     assert [value for instruction, value in found if instruction == "EXPOSE"] == [str(PORT)]
     assert ("HEALTHCHECK", 'CMD ["python", "-m", "immich_ml_compat", "health"]') in found
     assert ("CMD", '["python", "-m", "immich_ml_compat"]') in found
-    (environment,) = [value for instruction, value in found if instruction == "ENV" and "MACHINE_LEARNING" in value]
+    environment = [word for instruction, value in found if instruction == "ENV" for word in value.split()]
     assert "MACHINE_LEARNING_CACHE_FOLDER=/cache" in environment
 
 
@@ -75,6 +76,32 @@ def test_bases_are_pinned(name: str) -> None:
     (base,) = {origin for origin, _, _ in found} - stages
     assert re.fullmatch(r"debian:bookworm-\d{8}-slim@sha256:[0-9a-f]{64}", base)
     assert all("--require-hashes" in value for _, value in instructions(name) if re.search(r"install .*\.lock", value))
+
+
+def test_an_image_has_the_labels_of_the_stock_image() -> None:
+    """Those that docker/metadata-action gives it: the Dockerfile's own and those that only a build knows."""
+    own = {name for kind, value in instructions("Dockerfile.cpu") if kind == "LABEL" for name in LABEL.findall(value)}
+    assert {name.rpartition(".")[2] for name in own | set(LABEL.findall(BAKE))} == {
+        *("created", "description", "licenses", "revision", "source", "title", "url", "version")
+    }
+
+
+@pytest.mark.parametrize("lock", ["runtime.lock", "cuda.lock"])
+def test_images_hold_nothing_of_other_uses(lock: str) -> None:
+    text = (ROOT / "requirements" / lock).read_text()
+    assert "onnx" in text
+    assert re.findall(r"^(ray|nncf|torch|openvino-telemetry)\b", text, re.MULTILINE) == []
+
+
+def test_each_image_computes_on_what_it_is_for() -> None:
+    """So that the one changed line in a compose file is the image."""
+    devices = [
+        re.findall(r"MACHINE_LEARNING_DEVICE=(\S+)", value)
+        for name in DOCKERFILES
+        for kind, value in instructions(name)
+        if kind == "ENV"
+    ]
+    assert [device for found in devices for device in found] == ["openvino-gpu", "cuda"]
 
 
 def test_both_images_have_one_base_and_one_entry_point() -> None:
