@@ -32,7 +32,7 @@ class Rate(NamedTuple):
 
 
 MEASURED = {"ocr": Rate(1.34, 1.50), "faces": Rate(16.20, 24.62), "clip": Rate(8.62, 13.01)}
-"""benchmarks/RESULTS.md, commit 582279d: 2 cores of an AMD EPYC."""
+"""`make speed`, commit 582279d: 2 cores of an AMD EPYC. The stub of docs/scale.md slept these times."""
 
 
 @dataclass(frozen=True)
