@@ -17,6 +17,7 @@ import pytest
 from immich_ml_compat.cli import main
 from immich_ml_compat.patches import PatchError
 from immich_ml_compat.patches.collection import Collection, read_collections, shipped
+from immich_ml_compat.patches.git import apply, blob_id
 from immich_ml_compat.patches.patch import JOURNAL, Change, Patch, parse_patch
 from immich_ml_compat.patches.state import compare
 
@@ -186,6 +187,13 @@ def test_git_reads_the_same(item: Patch, tmp_path: Path) -> None:
     found = git(tmp_path, "apply", "--numstat", "-z", "patch").decode().strip("\0").split("\0")
     counted = [[str("".join(ops for _, ops in hunks(c)).count(sign)) for sign in "+-"] + [c.path] for c in item.changes]
     assert [line.split("\t") for line in found] == counted
+
+
+@pytest.mark.parametrize("item", PATCHES, ids=lambda item: f"{item.name}-{item.version}")
+def test_a_new_file_has_the_id_that_its_patch_names(item: Patch) -> None:
+    new = [change for change in item.changes if change.before is None]
+    assert new
+    assert [blob_id(apply(None, change)) for change in new] == [change.after for change in new]
 
 
 @pytest.mark.parametrize("collection", COLLECTIONS, ids=each)
