@@ -30,7 +30,7 @@ class Server:
 def reference(cache: Path) -> Iterator[Server]:
     """Run the reference server."""
     paths = [str(REFERENCE_PACKAGES), os.environ.get("PYTHONPATH", "")]
-    environment = _environment() | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = unset() | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     port = free_port()
     with running("reference", ["benchmarks.reference", str(cache), str(port)], port, environment) as server:
         yield server
@@ -40,10 +40,8 @@ def reference(cache: Path) -> Iterator[Server]:
 def ours(cache: Path, settings: dict[str, str]) -> Iterator[Server]:
     """Run this project's server: the settings given, else defaults, and models that stay."""
     port = free_port()
-    environment = _environment() | {
-        "IMMICH_HOST": "127.0.0.1",
-        "IMMICH_PORT": str(port),
-        "IMMICH_LOG_LEVEL": "warn",
+    environment = unset() | listening(port)
+    environment |= {
         "MACHINE_LEARNING_CACHE_FOLDER": str(cache),
         "MACHINE_LEARNING_MODEL_TTL": "0",
         "HF_HUB_OFFLINE": "1",
@@ -58,7 +56,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _environment() -> dict[str, str]:
+def listening(port: int) -> dict[str, str]:
+    """Return the settings of a server of this project on a port of this machine."""
+    return {"IMMICH_HOST": "127.0.0.1", "IMMICH_PORT": str(port), "IMMICH_LOG_LEVEL": "warn"}
+
+
+def unset() -> dict[str, str]:
+    """Return this process's environment without any settings of a server."""
     return {name: value for name, value in os.environ.items() if not re.match("(?i)MACHINE_LEARNING_|IMMICH_", name)}
 
 

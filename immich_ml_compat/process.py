@@ -20,7 +20,8 @@ _GRACE_S = 1.0
 
 # For glibc: what one thread has freed another can use. With a heap for each, a worker with all three tasks held 537
 # instead of 450 MB of anonymous memory. And pixels of a photo that was answered are the next one's: given back to the
-# system and asked for again, page by page, they took 20 ms of a faces request's 100 (some 80 MB less were held).
+# system and asked for again, page by page, they took 20 ms of a faces request's 100. (With all tasks loaded no more was
+# held, with faces alone 80 MB.)
 _MALLOC = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
-from ..servers import Server, free_port, running
+from ..servers import Server, free_port, listening, running, unset
 
 ROOT = Path(__file__).parents[2]
 _API = "/api/serve/applications/"
@@ -104,7 +104,9 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError("it did not come to pass")
+            raise TimeoutError(
+                f"what was waited for was not so within {seconds:g} s: `ray status` and the nodes' log may say why"
+            )
         time.sleep(0.5)
 
 
@@ -112,17 +114,11 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
 def front(nodes: Nodes, settings: Mapping[str, str]) -> Iterator[Server]:
     """Run the front of a cluster on a port of its own."""
     port = free_port()
-    environment = _environment() | {
-        "IMMICH_HOST": "127.0.0.1",
-        "IMMICH_PORT": str(port),
-        "IMMICH_LOG_LEVEL": "warn",
-        "RAY_ADDRESS": nodes.address,
-    }
+    environment = _environment() | listening(port) | {"RAY_ADDRESS": nodes.address}
     with running("front", ["immich_ml_compat", "serve", "--ray"], port, environment | dict(settings)) as server:
         yield server
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MACHINE_LEARNING_", "IMMICH_"))}
     exported = re.findall(r"^export (\w+)=(\S+)", START.read_text(encoding="utf-8"), re.MULTILINE)
-    return kept | dict(exported) | {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
+    return unset() | dict(exported) | {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
