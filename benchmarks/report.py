@@ -107,10 +107,14 @@ def _search(results: Results) -> Iterator[str]:
 
 def _memory(results: Results) -> Iterator[str]:
     held = results["memory"]
-    ratio = held["ours"] / held["reference"]
-    yield from _head("memory (PSS) with all tasks loaded, after 8 in flight of each", "reference", "ratio", "bar")
-    bar = _verdict(ratio <= MEMORY_BAR, f"≤ {MEMORY_BAR:g}")
-    yield f"| {held['ours']:.0f} MB | {held['reference']:.0f} MB | **{ratio:.2f}** | {bar} |"
+    yield from _head("memory (PSS) with all tasks loaded, MB", "ours", "reference", "ratio", "bar")
+    for when, words in {
+        "busy": "right after 8 in flight of each",
+        "at rest": "at rest, a quarter of a minute on",
+    }.items():
+        ours, reference = held["ours"][when], held["reference"][when]
+        bar = _verdict(ours <= MEMORY_BAR * reference, f"≤ {MEMORY_BAR:g}")
+        yield f"| {words} | {ours:.0f} | {reference:.0f} | **{ours / reference:.2f}** | {bar} |"
 
 
 def _agreement(results: Results) -> Iterator[str]:

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -24,12 +25,14 @@ from . import agreement, limit, machine, report
 from .measuring import IMAGE_TASKS, SEARCH, Load, Requests, replay
 from .models import write_models
 from .photos import photos
+from .replay import Usage
 from .servers import Server, ours, reference
 
 HERE = Path(__file__).parent
 SEARCH_PAUSE_S = 0.1
 BUSY = (Load("ocr", 8), Load("clip", 4))
 LEAST_SEARCH_S = 40.0  # a 95th percentile takes some answers
+AT_REST_S = 15.0  # this server gives back what it has not used for 10
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,21 @@ def search(run: Run) -> dict[str, Any]:
     return found
 
 
-def memory(run: Run) -> dict[str, float]:
+def memory(run: Run) -> dict[str, dict[str, float]]:
     """Measure what each server holds (PSS, MB) with nothing else running: all tasks loaded, 8 photos each in flight.
 
-    Each runs by itself: the two share their libraries' pages, and each would be counted half of them.
+    Right after these, and once it has had nothing to do for a while. Each server runs by itself: the two share their
+    libraries' pages, and each would be counted half of them.
     """
-    held = {}
+    held: dict[str, dict[str, float]] = {}
     for start in (partial(ours, run.cache, run.settings), partial(reference, run.cache)):
         with start() as server:
             run.warm(server)
             for task in IMAGE_TASKS:
-                figures = replay(server, (), run.requests, [Load(task, 8)], 0.0)
-            held[server.name] = figures["pss_mb"][server.name]
-            note(f"memory, {server.name}: {held[server.name]:.0f} MB")
+                figures = replay(server, (), run.requests, [Load(task, 8)], run.seconds)
+            time.sleep(AT_REST_S)
+            held[server.name] = {"busy": figures["pss_mb"][server.name], "at rest": Usage(server.pid).pss_mb()}
+            note(f"memory, {server.name}: {held[server.name]}")
     return held
 
 
