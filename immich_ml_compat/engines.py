@@ -15,7 +15,7 @@ from .settings import Settings
 MAX_GPU_BATCH = 32
 
 MOST_THREADS = 16
-"""For one run of a graph. A guess: nothing above 2 cores was measured."""
+"""For one run of a graph; more cores are shared evenly by several. A guess: nothing above 2 cores was measured."""
 
 _PLAIN: tuple[EngineName, Device, Precision] = "onnxruntime", "cpu", "fp32"
 """What works everywhere."""
@@ -48,7 +48,7 @@ def make_scheduler(choice: Choice, settings: Settings, cores: int) -> Scheduler:
     if settings.model_intra_op_threads:
         threads = min(settings.model_intra_op_threads, cores)
         return Scheduler(cores, threads, threads)
-    return Scheduler(cores, 1, min(cores, MOST_THREADS))
+    return Scheduler(cores, 1, cores // -(-cores // MOST_THREADS))
 
 
 def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: Scheduler) -> EngineOf:

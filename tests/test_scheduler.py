@@ -127,6 +127,33 @@ def test_photos_share_the_cores(photos: int, threads: int) -> None:
     assert [each for each, _ in bench.begun] == [threads]
 
 
+@pytest.mark.parametrize(
+    ("cores", "asked", "photos", "runs"),
+    [
+        (64, {}, 8, [16] * 4),
+        (24, {}, 2, [12] * 2),
+        (6, {}, 2, [6]),
+        (16, {"model_intra_op_threads": 2}, 4, [2] * 4),
+        (8, {"model_intra_op_threads": 3}, 3, [3] * 2),
+    ],
+)
+def test_a_run_takes_no_more_cores_than_it_has_threads(
+    cores: int, asked: dict[str, Any], photos: int, runs: list[int]
+) -> None:
+    bench, scheduler = Bench(), make_scheduler(Choice("onnxruntime", "cpu", "fp32", ""), Settings(**asked), cores)
+    session = opened(bench, scheduler)
+    with ExitStack() as stack, ThreadPoolExecutor(photos) as pool:
+        for _ in range(photos):
+            stack.enter_context(scheduler.photo())
+        results = [pool.submit(session.run, ones(1, 1)) for _ in range(photos)]
+        bench.wait_for_runs(len(runs))
+        while len(scheduler._waiting) < photos - len(runs):
+            time.sleep(0.001)
+        assert [threads for threads, _ in bench.begun] == runs
+        bench.gate.set()
+        assert all(result.result(PATIENCE_S) for result in results)
+
+
 def test_lines_of_one_photo_run_side_by_side_and_come_in_order() -> None:
     def slowly(x: Array) -> Array:
         time.sleep(0.01)  # while the next lines are handed in
@@ -269,6 +296,46 @@ def test_whatever_a_run_raises_reaches_who_waits_and_the_next_one_runs(error: Ba
     assert session.run(ones(1, 1))[0][0, 0] == 2
 
 
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_run_without_a_thread_fails_and_those_after_it_have_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, scheduler = Bench(), Scheduler(2, 1, 1)
+    session = opened(bench, scheduler)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(session.run, ones(1, 1))
+        bench.wait_for_runs(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(EngineError, match="no thread"):
+                session.run(ones(1, 1))
+        bench.gate.set()
+        assert first.result(PATIENCE_S)
+        while scheduler._free < scheduler.cores:
+            time.sleep(0.001)
+        bench.gate.clear()
+        others = [pool.submit(session.run, ones(1, 1)) for _ in range(3)]
+        bench.wait_for_runs(1 + scheduler.cores)
+        assert scheduler._free == 0
+        bench.gate.set()
+        assert all(other.result(PATIENCE_S) for other in others)
+    assert len(bench.begun) == 4
+    assert bench.most_busy == scheduler.cores
+
+
+def test_a_search_without_a_thread_fails_and_the_next_one_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, scheduler = Bench(), Scheduler(2, 1, 2)
+    bench.gate.set()
+    session = opened(bench, scheduler, urgent=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(EngineError, match="no thread"):
+            session.run(ones(1, 1))
+    assert session.run(ones(1, 1))[0][0, 0] == 2
+    assert len(bench.begun) == 1
+
+
 def test_what_nobody_waits_for_is_not_run() -> None:
     def fail(x: Array) -> Array:
         raise EngineError("no")
@@ -334,6 +401,7 @@ def test_a_graph_that_cannot_be_loaded_again_goes_on_as_it_is(caplog: pytest.Log
         (1, {}, 1, 1, 2),
         (2, {}, 1, 2, 3),
         (6, {}, 1, 6, 7),
+        (24, {}, 1, 12, 25),
         (64, {}, 1, 16, 65),
         (16, {"workers": 4}, 1, 4, 5),
         (16, {"workers": 2, "device_ids": (0, 1)}, 1, 4, 5),

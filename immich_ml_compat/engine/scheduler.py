@@ -3,8 +3,8 @@
 tasks, in any number of threads → queue → as many runs as the cores hold → results
 
 On a CPU several runs of one thread each compute more than one run of several threads, so that is how graphs run under
-load; where that would leave half of the cores idle, one run after the other gets all of them. On a GPU runs of the same
-graph and shape that queued while the last one ran go together as one batch.
+load; where that would leave half of the cores idle, one run after the other gets all of them, or as many as a run has
+use for. On a GPU runs of the same graph and shape that queued while the last one ran go together as one batch.
 """
 
 import logging
@@ -72,8 +72,11 @@ class Scheduler:
         self._batches: Counter[int] = Counter()
         self._waiting: deque[_Run] = deque()
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(self.cores, thread_name_prefix="graph", initializer=_give_way)
+        self._threads = self._pool()
         self._search_thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.cores, thread_name_prefix="graph", initializer=_give_way)
 
     @property
     def window(self) -> int:
@@ -118,19 +121,24 @@ class Scheduler:
         """Have a run done at once, beside all others, on a thread of its own: a person waits for it."""
         with self._lock:
             busy = self._photos or self._free < self.cores
-        self._search_thread.submit(_execute, [run], self.narrow if busy else self.wide)
+        batch = [run]
+        try:
+            self._search_thread.submit(_execute, batch, self.narrow if busy else self.wide)
+        except RuntimeError as error:
+            _give_up(batch, error)
 
     def _pump(self) -> None:
         while self._waiting and self._free >= self.narrow:
             batch = self._take()
-            threads, cores = (self.wide, self.cores) if self._alone() else (self.narrow, self.narrow)
-            self._free -= cores
+            threads = self.wide if self._is_calm() else self.narrow
+            self._free -= threads
             try:
-                self._threads.submit(self._do, batch, threads, cores)
-            except RuntimeError as error:  # the system has no thread to give
-                self._free += cores
-                for run in batch:
-                    run.result.set_exception(EngineError(f"no thread to run a graph on: {error}"))
+                self._threads.submit(self._do, batch, threads)
+            except RuntimeError as error:
+                self._free += threads
+                _give_up(batch, error)
+                self._threads.shutdown(wait=False)  # from now on it would count a thread too many
+                self._threads = self._pool()
 
     def _take(self) -> list[_Run]:
         """The run that has waited longest, with those that can go with it."""
@@ -143,17 +151,20 @@ class Scheduler:
             self._waiting.remove(run)
         return [first, *others]
 
-    def _alone(self) -> bool:
-        """Tell whether the next run should have all cores: nothing runs, and what is to be done would not fill half."""
+    def _is_calm(self) -> bool:
+        """Tell whether the next run should be wide: there is room, and all that is to be done would not fill half."""
         demand = max(self._photos, 1 + len(self._waiting)) * self.narrow
-        return self._free == self.cores and (demand == self.narrow or 2 * demand <= self.cores)
+        return self._free >= self.wide and (demand == self.narrow or 2 * demand <= self.cores)
 
-    def _do(self, batch: list[_Run], threads: int, cores: int) -> None:
+    def _do(self, batch: list[_Run], threads: int) -> None:
+        with self._lock:
+            if not batch:  # it was given up
+                return
         try:
             _execute(batch, threads)
         finally:
             with self._lock:
-                self._free += cores
+                self._free += threads
                 self._pump()
 
 
@@ -161,6 +172,14 @@ def _give_way() -> None:
     """Let other threads go before this one where they want the same core: a search, above all."""
     if sys.platform == "linux":  # elsewhere it would be the whole process
         os.nice(_NICENESS)
+
+
+def _give_up(batch: list[_Run], error: RuntimeError) -> None:
+    """Fail runs that the system has no thread for, and empty the batch: the pool keeps what it could not begin."""
+    for run in batch:
+        if run.result.set_running_or_notify_cancel():
+            run.result.set_exception(EngineError(f"no thread to run a graph on: {error}"))
+    batch.clear()
 
 
 def _execute(batch: list[_Run], threads: int) -> None:
@@ -239,7 +258,7 @@ class ScheduledSession:
         self._loading = threading.Lock()
         # Who comes first is mostly alone. A search is not to wait for the second load.
         wide, narrow = self._scheduler.wide, self._scheduler.narrow
-        first = engine.engine_of(wide).load(path)
+        self._first = first = engine.engine_of(wide).load(path)
         self._sessions: dict[int, Session] = {wide: first}
         if engine.urgent and narrow != wide:
             self._sessions[narrow] = engine.engine_of(narrow).load(path)
@@ -300,12 +319,12 @@ class ScheduledSession:
         return run
 
     def _on(self, threads: int) -> Session:
-        """The session for so many threads; another one while that is loaded."""
+        """The session for so many threads; the first one while that is loaded."""
         session = self._sessions.get(threads)
         if session is not None:
             return session
         if not self._loading.acquire(blocking=False):
-            return next(iter(self._sessions.values()))
+            return self._first
         try:
             if threads not in self._sessions:
                 self._sessions[threads] = self._load_for(threads)
@@ -318,7 +337,7 @@ class ScheduledSession:
             return self._engine.engine_of(threads).load(self._path)
         except (EngineError, MemoryError) as error:  # its file may have gone: what is loaded still works
             log.warning("Not loaded again for %d threads: %s", threads, error)
-            return next(iter(self._sessions.values()))
+            return self._first
 
 
 def scheduled(engine: Engine, *, max_batch: int | None = None, urgent: bool = False) -> Engine:
