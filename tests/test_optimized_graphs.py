@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from immich_ml_compat.catalog import ModelType, Task
-from immich_ml_compat.engine import Array, Session
+from immich_ml_compat.engine import Array, EngineMemoryError, Session
 from immich_ml_compat.engine import onnxruntime as engine_module
 from immich_ml_compat.engine.derived import DATA_SUFFIX, DerivedGraphs
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
@@ -168,6 +168,22 @@ def test_a_format_that_is_not_known_is_not_used(tmp_path: Path, monkeypatch: pyt
     graph = small_graph(tmp_path / "m" / "model.onnx")
     assert product(engine(tmp_path / "kept").load(graph)) == 128
     assert not list((tmp_path / "kept").glob("*/*"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), EngineMemoryError("bad_alloc")])
+def test_what_there_was_no_memory_for_is_made_another_time(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_short(graph: Path, data: Path) -> None:
+        raise error
+
+    graph = small_graph(tmp_path / "m" / "model.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "align_weights", run_short)
+        assert product(engine(tmp_path / "kept").load(graph)) == 128
+    assert not list((tmp_path / "kept").iterdir())
+    assert product(engine(tmp_path / "kept").load(graph)) == 128
+    assert len(forms(tmp_path / "kept")) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

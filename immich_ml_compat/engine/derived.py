@@ -61,8 +61,8 @@ class DerivedGraphs:
         """Load a graph's form, having `write` make it where it is not there; return None without one.
 
         `write` is told where to, tries what it wrote, and raises EngineError, LookupError or ValueError where that is
-        no use. It is not tried again for a week then, nor where the process died of it. A form that `load` raises
-        EngineError for is removed.
+        no use. It is not tried again for a week then, nor where the process died of it; after a MemoryError it is. A
+        form that `load` raises EngineError for is removed.
         """
         form = self._find(graph, write)
         if form is None:
@@ -115,7 +115,7 @@ class DerivedGraphs:
                 flush(path)
             own.rename(home)
             making.rmdir()
-        except (EngineError, LookupError, OSError, ValueError) as error:
+        except (EngineError, LookupError, MemoryError, OSError, ValueError) as error:
             log.warning("%s is loaded without %s: %s", graph, self.form, error)
             shutil.rmtree(own, ignore_errors=True)
             if isinstance(error, MemoryError):  # another time there may be enough
