@@ -140,6 +140,11 @@ class Usage:
         """Return the memory that they hold, shared pages by share, in MB."""
         return float(sum(process.memory_full_info().pss for process in self._processes()) / 1e6)
 
+    def own_mb(self) -> float:
+        """Return the memory that is theirs alone, in MB: without mapped files, whose pages the system takes back."""
+        held = (process.memory_info() for process in self._processes())
+        return float(sum(each.rss - each.shared for each in held) / 1e6)
+
     def _processes(self) -> list[psutil.Process]:
         return [self._root, *self._root.children(recursive=True)]
 
