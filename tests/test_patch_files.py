@@ -161,6 +161,12 @@ def test_the_documentation_has_each() -> None:
         assert item.version in text
 
 
+def test_the_documentation_shows_each_picture() -> None:
+    text = (ROOT / "docs/patches.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "docs/pictures/patches").iterdir()}
+    assert set(re.findall(r"\(pictures/patches/([^)]+)\)", text)) == files
+
+
 def test_their_licence_is_immichs() -> None:
     licence = (ROOT / "patches/LICENSE").read_text()
     assert licence.split("\n")[0].strip() == "GNU AFFERO GENERAL PUBLIC LICENSE"
