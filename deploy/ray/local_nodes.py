@@ -51,12 +51,13 @@ class LocalNodes:
         return int(raylet.process.pid)
 
     def kill(self, number: int) -> int:
-        """End a node as a loss of power would; return how many processes it had."""
+        """End a node as a loss of power would; return how many replicas of Serve it had."""
         raylet = psutil.Process(self.pid(number))
         processes = [raylet, *raylet.children(recursive=True)]
+        replicas = sum(any(word.startswith("ray::ServeReplica") for word in each.cmdline()) for each in processes)
         for process in processes:
             process.kill()
-        return len(processes)
+        return replicas
 
     def shutdown(self) -> None:
         """End all nodes."""
