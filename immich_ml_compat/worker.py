@@ -33,6 +33,9 @@ HEARTBEAT_S = 1.0
 LINGER_S = 40.0
 """Seconds without work before a worker without models ends: longer than it remembers that a download failed."""
 
+RELEASE_EVERY_S = 60.0
+"""Seconds after which a worker that never rests gives back what it does not need: what large photos took, above all."""
+
 PRELOAD_PAUSE_S, PRELOAD_LONGEST_PAUSE_S = 30.0, 600.0
 
 log = logging.getLogger(__name__)
@@ -112,7 +115,8 @@ class Worker:
         released = time.monotonic()
         with suppress(LinkClosedError):
             while not self._ended.wait(self._poll_s):
-                if not self._busy and self._last_busy > released:  # what photos were decoded into
+                rests = not self._busy and self._last_busy > released
+                if rests or (self._busy and time.monotonic() - released >= RELEASE_EVERY_S):
                     self._service.models.release()
                     released = time.monotonic()
                 if not self._service.models.unload_expired() and self._may_end():

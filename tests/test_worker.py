@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from immich_ml_compat import worker as worker_module
 from immich_ml_compat.link import Alive, Done, Ready, Stop, Work, WorkerEnd
 from immich_ml_compat.messages import Answer, PredictRequest
 from immich_ml_compat.service import Service
@@ -49,6 +50,41 @@ def test_an_answer_that_cannot_be_sent_leaves_nobody_waiting(caplog: pytest.LogC
     assert "nobody thought of" in caplog.text
     while not (isinstance(message := front.receive(), Alive) and not message.status.busy):
         pass
+    front.send(Stop())
+    thread.join()
+    front.close()
+    line.close()
+
+
+class BusyService(OddService):
+    """Is at its only photo until memory was given back."""
+
+    def __init__(self) -> None:
+        self.models = self
+        self.released = threading.Event()
+
+    def answer(self, request: PredictRequest) -> Answer:
+        return Answer(200 if self.released.wait(60) else 500, b"{}")
+
+    def release(self) -> None:
+        self.released.set()
+
+    def unload_expired(self) -> int:
+        return 1
+
+
+def test_a_worker_that_never_rests_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "RELEASE_EVERY_S", 1.5)
+    ours, theirs = socket.socketpair()
+    front, line = WorkerEnd(ours), WorkerEnd(theirs)
+    worker = Worker(line, cast(Service, BusyService()), Settings(model_ttl_poll_s=1))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    assert isinstance(front.receive(), Ready)
+    front.send(Work(1, PredictRequest("{}", text="sea")))
+    while not isinstance(message := front.receive(), Done):
+        assert isinstance(message, Alive)
+    assert message.answer.status == 200
     front.send(Stop())
     thread.join()
     front.close()
