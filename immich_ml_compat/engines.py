@@ -70,8 +70,8 @@ def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: 
 
     from .engine.half_precision import InHalf
 
-    kept = compiled_folder(settings.cache_folder, f"onnxruntime-{onnxruntime.VERSION}-fp16")
-    forms = DerivedGraphs(kept, "a form in half precision", room=1)
+    kept = compiled_folder(settings.cache_folder, f"onnxruntime-{onnxruntime.VERSION}-fp16-batch")
+    forms = DerivedGraphs(kept, "a form in half precision", room=2)
     return lambda threads: InHalf(replace(engine, intra_op_threads=threads), forms)
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from ..memory import release
-from . import Array, Engine, EngineError, Session
+from . import Array, EngineError, Session
 from .derived import DATA_SUFFIX, DerivedGraphs, trial
+from .free_batch import for_any_number
 from .full_precision import RetryingSession
+from .onnxruntime import OnnxRuntimeEngine
 from .outline import without_weights
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class InHalf:
     Graphs of which there is no form that gives the same are loaded as they are.
     """
 
-    engine: Engine
+    engine: OnnxRuntimeEngine
     forms: DerivedGraphs
 
     def load(self, path: Path) -> Session:
@@ -62,7 +64,8 @@ class InHalf:
         expected = session.run(inputs)
         del session  # a large model is not to be in memory twice
         release()
-        write_half(path, target)
+        with for_any_number(path, target.parent, self.engine) as graph:
+            write_half(graph, target)
         found = self.engine.load(target).run(inputs)
         if not all(map(is_near, expected, found)):
             raise EngineError("it gives other results in half precision")

@@ -118,6 +118,19 @@ class OnnxRuntimeEngine:
         session = ort.InferenceSession(_SMALLEST, self._options(), providers=[_CPU])
         session.run(None, {_INPUT: np.ones(1, np.float32)}, options)
 
+    def fold(self, path: Path, target: Path, lengths: Mapping[str, int]) -> "OnnxRuntimeSession":
+        """Write the graph at `path` to `target` with what is constant in it computed, and return it loaded.
+
+        Free axes may be given lengths by their names. Raises EngineError.
+        """
+        options = self._options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        _keep_optimized(options, target)
+        options.add_session_config_entry("session.disable_prepacking", "1")  # the weights are written as they were
+        for name, length in lengths.items():
+            options.add_free_dimension_override_by_name(name, length)
+        return OnnxRuntimeSession(path, self._session(path, options))
+
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.intra_op_threads or _DEFAULT_INTRA_OP_THREADS
@@ -140,13 +153,8 @@ class OnnxRuntimeEngine:
         Raises EngineError, OSError, LookupError or ValueError where that cannot be, or gives other results.
         """
         options = self._options()
-        options.optimized_model_filepath = str(target)
-        for name, value in {
-            "optimized_model_external_initializers_file_name": target.name + DATA_SUFFIX,
-            "optimized_model_external_initializers_min_size_in_bytes": "1024",
-            "save_external_prepacked_constant_initializers": "1",
-        }.items():
-            options.add_session_config_entry(f"session.{name}", value)
+        _keep_optimized(options, target)
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         session = self._session(path, options)
         data = target.with_name(target.name + DATA_SUFFIX)
         if data.is_file():
@@ -245,6 +253,13 @@ def _make_arena() -> None:
     """Give ONNX Runtime one arena for the sessions of this process: what one has done with, another can use."""
     cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(cpu, ort.OrtArenaCfg(0, -1, -1, _MOST_DEAD_BYTES))
+
+
+def _keep_optimized(options: ort.SessionOptions, target: Path) -> None:
+    """Have a session write its graph to `target`, and what of it is large to a file beside that."""
+    options.optimized_model_filepath = str(target)
+    for name, value in (("file_name", target.name + DATA_SUFFIX), ("min_size_in_bytes", "1024")):
+        options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
 
 
 def _close(expected: Array, found: Array) -> bool:
