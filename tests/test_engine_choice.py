@@ -179,7 +179,7 @@ def test_on_a_gpu_graphs_run_in_half_precision(precision: Any, tmp_path: Path, m
     if precision != "fp32":
         assert isinstance(engine, InHalf)
         assert engine.forms.folder.parent == tmp_path / ".compiled"
-        assert engine.forms.folder.name.endswith("-fp16")
+        assert engine.forms.folder.name.endswith("-fp16-batch")
         engine = engine.engine
     assert isinstance(engine, OnnxRuntimeEngine)
     assert (engine.device, engine.device_id, engine.optimized) == ("cuda", 3, None)
