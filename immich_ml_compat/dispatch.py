@@ -300,6 +300,7 @@ class Dispatcher:
                 self._pump()
             elif isinstance(message, Alive):
                 seat.status = message.status
+                self._pump()  # what waits for a download has made room
             elif not seat.jobs and not seat.orders:
                 seat.process = None
                 await process.stop()

@@ -7,7 +7,7 @@ recently used first; never while a request uses it, and never when it was preloa
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -87,10 +87,22 @@ class _Slot:
     last_run: float | None = None
     """The time of day of the last use that ended well."""
 
+    fetching: bool = False
+    """Whether its files are being downloaded."""
+
     loading_since: float | None = None
     stays: bool = False
     failure: tuple[float, ModelUnavailableError] | None = None
     """When loading last failed, and what those get who were waiting for it."""
+
+    @contextmanager
+    def while_fetching(self) -> Iterator[None]:
+        """Note that the files are being downloaded."""
+        self.fetching = True
+        try:
+            yield
+        finally:
+            self.fetching = False
 
 
 class Models:
@@ -156,6 +168,15 @@ class Models:
                 slot.last_used = self._clock()
                 if slot.model is None and not slot.users:  # it did not load: the next request tries anew
                     self._slots.pop(key, None)
+
+    def fetch(self, keys: Iterable[ModelKey]) -> None:
+        """Load those of the models that are nowhere on disk. Raises ModelUnavailableError."""
+        for key in keys:
+            if (slot := self._slots.get(key)) is not None and slot.model is not None:
+                continue
+            if self._store.find(key) is None:
+                with self._borrow(key):
+                    pass
 
     def preload(self, key: ModelKey) -> None:
         """Load and warm a model, and let it stay for ever. Raises ModelUnavailableError."""
@@ -226,6 +247,11 @@ class Models:
     def _note_failure(self, key: ModelKey, detail: str) -> None:
         self._failures[key] = ModelFailure(key.task, key.type, key.name, time.time(), _plain(detail))
 
+    def fetching(self) -> int:
+        """Return how many wait for models that are being downloaded."""
+        with self._lock:
+            return sum(slot.users for slot in self._slots.values() if slot.fetching)
+
     def loading_seconds(self) -> float:
         """Return for how long the slowest load that is running has been at it; 0 where none is."""
         with self._lock:
@@ -241,7 +267,10 @@ class Models:
             raise
 
     def _load(self, key: ModelKey, slot: _Slot) -> None:
-        files = self._store.find(key) or self._downloader.fetch(key)
+        files = self._store.find(key)
+        if files is None:
+            with slot.while_fetching():
+                files = self._downloader.fetch(key)
         self._make_room(slot, files.size())
         failed = ModelUnavailableError
         for attempt in range(1, _ATTEMPTS + 1):
@@ -252,7 +281,8 @@ class Models:
                 # Where memory is short the files are not to blame.
                 failed = ModelMemoryError if isinstance(error, MemoryError) else ModelUnavailableError
                 if attempt < _ATTEMPTS and failed is not ModelMemoryError:
-                    files = self._repair(key, files)
+                    with slot.while_fetching():
+                        files = self._repair(key, files)
             else:
                 return
         raise failed(f"Failed to load model '{key.name}'")

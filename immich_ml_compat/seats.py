@@ -74,7 +74,8 @@ class Seat:
     def has_room(self, job: Job, photos_wait: bool) -> bool:
         """Tell whether this seat's worker can take a job now.
 
-        A search has a place beside the photos, and more only while no photo waits: neither kind starves the other.
+        A search has a place beside the photos, and more only while no photo waits: neither kind starves the other. What
+        waits for a download takes no place.
         """
         if self.process is None or any(other.alone for other in self.jobs.values()):
             return False
@@ -83,5 +84,5 @@ class Seat:
         searches = sum(other.is_search for other in self.jobs.values())
         if job.is_search and photos_wait and searches:
             return False
-        photos = len(self.jobs) - searches
-        return len(self.jobs) < self.process.room + 1 and (job.is_search or photos < self.process.room)
+        photos, room = len(self.jobs) - searches, self.process.room + (self.status.fetching if self.status else 0)
+        return len(self.jobs) < room + 1 and (job.is_search or photos < room)

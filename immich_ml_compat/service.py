@@ -5,6 +5,7 @@ This is all of inference as the front sees it: a raw request in, an answer out.
 
 import logging
 import os
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,6 +37,9 @@ from .timing import timed
 
 log = logging.getLogger(__name__)
 
+MOST_FETCHING = 16
+"""So many requests may wait for models that are being downloaded without taking the places of others."""
+
 _MEGABYTE = 1_000_000
 
 PreloadedModel = tuple[Task, ModelType, str]
@@ -58,6 +62,7 @@ class Service:
         self.room = self._scheduler.room if settings.request_threads is None else max(1, settings.request_threads)
         """So many photos are to be worked on side by side, and a search beside them."""
 
+        self._places = threading.BoundedSemaphore(self.room)
         budget = settings.memory_budget_mb
         retention = Retention(settings.model_ttl, settings.text_model_ttl, budget * _MEGABYTE if budget else None)
         self._downloader = Downloader(store, settings.model_source, checkpoints=settings.clip_download_root)
@@ -95,6 +100,7 @@ class Service:
             vram_bytes=self._gpu.used_bytes() if self._choice.device == "cuda" else None,
             loading_s=self.models.loading_seconds(),
             busy=busy,
+            fetching=min(self.models.fetching(), MOST_FETCHING),
         )
 
     def events(self) -> WorkerEvents:
@@ -132,8 +138,9 @@ class Service:
 
     def _answer_photo(self, plan: Plan, request: PredictRequest) -> Answer:
         try:
-            with self._scheduler.photo():
-                photo = Photo(request.image or b"", self._most_pixels, upright=request.upright)
+            photo = Photo(request.image or b"", self._most_pixels, upright=request.upright)
+            self.models.fetch(plan.models)  # what waits holds no pixels
+            with self._places, self._scheduler.photo():
                 return success(self._run(plan, photo), photo.size)
         except (MemoryError, cv2.error) as error:
             if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:

@@ -66,6 +66,9 @@ class WorkerStatus:
     busy: int
     """So many requests are being worked on."""
 
+    fetching: int = 0
+    """So many of them wait for models that are being downloaded, and leave their places to others meanwhile."""
+
     host: str = ""
     """The address of its machine, where that is not the front's."""
 

@@ -23,7 +23,7 @@ from .errors import failure
 from .link import Alive, Change, Done, Failed, Idle, LinkClosedError, Ready, Stop, Work, WorkerEnd
 from .logs import set_up_logging
 from .messages import Answer, PredictRequest
-from .service import Service
+from .service import MOST_FETCHING, Service
 from .settings import ConfigurationError, Settings, load_settings
 from .timing import recording
 from .trace import TRACE, Trace
@@ -58,7 +58,8 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to stop or the front has gone."""
-        with ThreadPoolExecutor(self._room + 1, thread_name_prefix="answer") as pool:  # one for a search
+        # One for a search, and those that wait for a download.
+        with ThreadPoolExecutor(self._room + 1 + MOST_FETCHING, thread_name_prefix="answer") as pool:
             try:
                 self._take_work(pool)
             except LinkClosedError:

@@ -56,6 +56,7 @@ statuses = st.builds(
     vram_bytes=st.none() | numbers,
     loading_s=seconds,
     busy=numbers,
+    fetching=numbers,
 )
 events = st.builds(
     WorkerEvents,

@@ -1,6 +1,7 @@
 """A server whose models are only on the hub."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .server import running_server
 from .test_workers import eventually
 
 ENTRIES = {"clip": {"textual": {"modelName": NAME, "options": {}}}}
+PHOTO = Path(__file__).parents[1] / "docs/invoice.jpg"
 
 
 def test_a_request_is_answered_once_its_model_has_come(hub: TestHub, tmp_path: Path) -> None:
@@ -40,6 +42,24 @@ def test_a_request_is_answered_once_its_model_has_come(hub: TestHub, tmp_path: P
         eventually(lambda: 'immich_ml_downloads_total{result="done"} 1.0' in httpx.get(f"{server.url}/metrics").text)
     assert tree(cache / "clip" / NAME) == files
     assert len(hub.downloads()) == len(files)
+
+
+def test_photos_that_wait_for_a_download_hold_up_no_others(hub: TestHub, tmp_path: Path) -> None:
+    write_clip_model(tmp_path / "files", NAME)
+    hub.repositories[f"immich-app/{NAME}"] = tree(tmp_path / "files/clip" / NAME)
+    held = hub.fault(GRAPH, hold_at=0)
+    embed = {"clip": {"visual": {"modelName": NAME}}}
+    read = {"ocr": {kind: {"modelName": "PP-OCRv6_small"} for kind in ("detection", "recognition")}}
+    environment = {"HF_ENDPOINT": hub.url, "MACHINE_LEARNING_REQUEST_THREADS": "1"}
+    with running_server(tmp_path / "cache", tmp_path, environment) as server, ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(server.predict, embed, PHOTO.read_bytes()) for _ in range(3)]
+        try:
+            assert held.reached.wait(60)
+            assert server.predict(read, PHOTO.read_bytes()).status_code == 200
+            assert not any(each.done() for each in waiting)
+        finally:
+            held.release.set()
+        assert [each.result(60).status_code for each in waiting] == [200] * 3
 
 
 def test_a_damaged_model_is_replaced_and_answers(hub: TestHub, tmp_path: Path) -> None:
