@@ -143,8 +143,10 @@ class OnnxRuntimeEngine:
             options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False  # it keeps a plan for every shape that ever came
         options.log_severity_level = 3  # its warnings are about the exporter's shape hints, not about us
-        # Threads wait for each other by spinning, which is fast; between two runs they would only burn a core.
+        # Threads wait for each other by spinning, which is fast; between two runs they would only burn a core, and
+        # longer than this where another program has the core of the one that is waited for.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
         return options
 
     def _write(self, path: Path, target: Path) -> None:
@@ -221,6 +223,10 @@ class OnnxRuntimeSession(OneByOne):
 _MOST_DEAD_BYTES = 1 << 20
 """What may lie idle behind a tensor before the rest of its place is given to another. ONNX Runtime's 128 MiB cost 40 to
 60 MB with all three tasks loaded, and made nothing faster."""
+
+_SPIN_US = "100"
+"""Left to spin for as long as ONNX Runtime does, two threads beside one other busy program took ten times as long for a
+photo; on an idle machine this is as fast, and none at all is slower (benchmarks/RESULTS.md)."""
 
 _INPUT = "x"
 
