@@ -38,6 +38,7 @@ def tables(results: Results) -> str:
     lines = [
         f"{results['date'][:10]}, {machine.line(results['machine'])}. Ratios are this server's figure by the "
         f"reference's, the median of {results['rounds']} rounds. This server's settings: {settings}.",
+        *([f"\nOther programs that computed all the time: {beside}."] if (beside := results.get("beside")) else []),
         *(f"\n{line}" for line in _unclean(results)),
     ]
     for stage, write in parts.items():

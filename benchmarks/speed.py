@@ -10,11 +10,12 @@ writes speed.json, speed.md and speed.png.
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -140,6 +141,18 @@ STAGES: dict[str, Callable[[Run], Any]] = {
 }
 
 
+@contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """Have so many other programs compute all the time, each on one thread, as a transcoding does."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
 def note(line: str) -> None:
     """Say how far it is."""
     print(line, file=sys.stderr, flush=True)
@@ -158,6 +171,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="models, made where they are missing")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of speed.json, speed.md and speed.png")
+    parser.add_argument("--beside", type=int, default=0, metavar="N", help="other programs that always compute")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of this project's server")
     return parser.parse_args()
 
@@ -174,8 +188,9 @@ def main() -> None:
         "settings": settings,
         "rounds": options.rounds,
         "seconds": options.seconds,
+        "beside": options.beside,
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, busy_programs(options.beside):
         images = photos()
         requests = Requests(Path(folder), images)
         run = Run(

@@ -170,7 +170,9 @@ def results(per_s: float, foreign: float) -> dict[str, Any]:
 
 
 def test_the_tables_say_what_holds_and_what_does_not_count(tmp_path: Path) -> None:
-    fast, slow = report.tables(results(1.5, 0.0)), report.tables(results(1.2, 0.5))
+    fast, slow = report.tables(results(1.5, 0.0)), report.tables(results(1.2, 0.5) | {"beside": 2})
+    assert "Other programs that computed all the time: 2." in slow
+    assert "Other programs" not in fast
     assert fast.count("≥ 1.4 ✓") == 2
     assert "| **1.50** (1.50–1.50) |" in fast
     assert "do not count" not in fast.lower()
