@@ -95,7 +95,7 @@ class _Walk:
         """Take the next node. Raises ValueError where it cannot be told what it does with the batch."""
         if not any(name in self.places for name in node.input):
             self._infer(node)
-        elif node.op_type == "Reshape":
+        elif node.op_type == "Reshape" and node.input[0] in self.places:
             self._reshape(node)
         else:
             if node.op_type == "Concat":

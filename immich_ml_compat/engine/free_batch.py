@@ -47,7 +47,7 @@ def for_any_number(path: Path, folder: Path, engine: OnnxRuntimeEngine) -> Itera
                 lent = target
         except EngineMemoryError:
             raise
-        except (EngineError, ValueError) as error:
+        except (EngineError, LookupError, RuntimeError, TypeError, ValueError) as error:  # onnx raises many kinds
             log.info("%s stays as it is, for one item at a time: %s", path, error)
         yield lent
 
