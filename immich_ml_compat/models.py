@@ -87,22 +87,10 @@ class _Slot:
     last_run: float | None = None
     """The time of day of the last use that ended well."""
 
-    fetching: bool = False
-    """Whether its files are being downloaded."""
-
     loading_since: float | None = None
     stays: bool = False
     failure: tuple[float, ModelUnavailableError] | None = None
     """When loading last failed, and what those get who were waiting for it."""
-
-    @contextmanager
-    def while_fetching(self) -> Iterator[None]:
-        """Note that the files are being downloaded."""
-        self.fetching = True
-        try:
-            yield
-        finally:
-            self.fetching = False
 
 
 class Models:
@@ -126,6 +114,7 @@ class Models:
         self._slots: dict[ModelKey, _Slot] = {}
         self._lock = threading.Lock()
         self._failures: dict[ModelKey, ModelFailure] = {}
+        self._fetching = 0
 
     @contextmanager
     def use(self, key: ModelKey, kind: type[ModelT]) -> Iterator[ModelT]:
@@ -175,8 +164,19 @@ class Models:
             if (slot := self._slots.get(key)) is not None and slot.model is not None:
                 continue
             if self._store.find(key) is None:
-                with self._borrow(key):
+                with self._counted(), self._borrow(key):
                     pass
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count who waits in `fetch`."""
+        with self._lock:
+            self._fetching += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._fetching -= 1
 
     def preload(self, key: ModelKey) -> None:
         """Load and warm a model, and let it stay for ever. Raises ModelUnavailableError."""
@@ -248,9 +248,8 @@ class Models:
         self._failures[key] = ModelFailure(key.task, key.type, key.name, time.time(), _plain(detail))
 
     def fetching(self) -> int:
-        """Return how many wait for models that are being downloaded."""
-        with self._lock:
-            return sum(slot.users for slot in self._slots.values() if slot.fetching)
+        """Return how many are in `fetch`: they wait for a download, or for what came to be loaded."""
+        return self._fetching
 
     def loading_seconds(self) -> float:
         """Return for how long the slowest load that is running has been at it; 0 where none is."""
@@ -267,10 +266,7 @@ class Models:
             raise
 
     def _load(self, key: ModelKey, slot: _Slot) -> None:
-        files = self._store.find(key)
-        if files is None:
-            with slot.while_fetching():
-                files = self._downloader.fetch(key)
+        files = self._store.find(key) or self._downloader.fetch(key)
         self._make_room(slot, files.size())
         failed = ModelUnavailableError
         for attempt in range(1, _ATTEMPTS + 1):
@@ -281,8 +277,7 @@ class Models:
                 # Where memory is short the files are not to blame.
                 failed = ModelMemoryError if isinstance(error, MemoryError) else ModelUnavailableError
                 if attempt < _ATTEMPTS and failed is not ModelMemoryError:
-                    with slot.while_fetching():
-                        files = self._repair(key, files)
+                    files = self._repair(key, files)
             else:
                 return
         raise failed(f"Failed to load model '{key.name}'")

@@ -74,15 +74,15 @@ class Seat:
     def has_room(self, job: Job, photos_wait: bool) -> bool:
         """Tell whether this seat's worker can take a job now.
 
-        A search has a place beside the photos, and more only while no photo waits: neither kind starves the other. What
-        waits for a download takes no place.
+        A search has a place beside the photos, and more only while no photo waits: neither kind starves the other.
+        Photos that wait for a download take no place.
         """
         if self.process is None or any(other.alone for other in self.jobs.values()):
             return False
         if job.alone:
             return not self.jobs
         searches = sum(other.is_search for other in self.jobs.values())
-        if job.is_search and photos_wait and searches:
-            return False
+        if job.is_search and (photos_wait or not searches):
+            return not searches
         photos, room = len(self.jobs) - searches, self.process.room + (self.status.fetching if self.status else 0)
         return len(self.jobs) < room + 1 and (job.is_search or photos < room)

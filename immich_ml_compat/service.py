@@ -77,6 +77,7 @@ class Service:
             assert plan.clip_text is not None
             assert request.text is not None
             with timed(Task.CLIP):
+                self.models.fetch(plan.models)
                 return success({Task.CLIP: embed_text(plan.clip_text, request.text, self.models)}, None)
         except RequestError as error:
             log.log(logging.ERROR if error.status >= 500 else logging.INFO, "%d: %s", error.status, error.detail)

@@ -14,6 +14,8 @@ from immich_ml_compat.dispatch import Dispatcher
 from immich_ml_compat.link import Change, Done, Idle, Work
 from immich_ml_compat.messages import Answer, ModelChange, PredictRequest
 from immich_ml_compat.process import Patience, StartError, WorkerDiedError, WorkerProcess
+from immich_ml_compat.seats import Job, Seat
+from immich_ml_compat.status import WorkerStatus
 
 REQUEST = PredictRequest("{}", image=b"sea")
 SEARCH = PredictRequest("{}", text="sea")
@@ -185,6 +187,26 @@ def test_a_worker_never_has_more_than_it_has_room_for() -> None:
         assert worker.most <= 2
 
     run(body)
+
+
+def test_a_search_has_its_place_whatever_photos_wait_for() -> None:
+    """Once a download has come, all the photos that waited for it are still there."""
+
+    def job(request: PredictRequest) -> Job:
+        return Job(len(seat.jobs), request, cast("asyncio.Future[Answer]", None), 0.0)
+
+    seat = Seat(0, cast(WorkerProcess, FakeWorker(room=3)))
+    seat.status = WorkerStatus(1, 0, "none", "fp32", (), (), 0, None, 0.0, 0, fetching=16)
+    while seat.has_room(job(REQUEST), photos_wait=True):
+        seat.jobs[len(seat.jobs)] = job(REQUEST)
+    assert len(seat.jobs) == 3 + 16
+    seat.status = replace(seat.status, fetching=0)
+    assert not seat.has_room(job(REQUEST), photos_wait=True)
+    for photos_wait in (True, False):
+        assert seat.has_room(job(SEARCH), photos_wait)
+    seat.jobs[len(seat.jobs)] = job(SEARCH)
+    for photos_wait in (True, False):
+        assert not seat.has_room(job(SEARCH), photos_wait)
 
 
 SHORT = Answer(400, b'{"detail":"memory"}', out_of_memory=True)

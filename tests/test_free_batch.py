@@ -69,7 +69,7 @@ def test_any_number_of_photos_gets_the_embeddings_that_pytorch_computes(
             np.testing.assert_allclose(session.run({"image": images})[0], towers.embed(tower, images), atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("kind", ["patches first", "convolutions"])
 def test_a_gpu_gets_it_in_half_precision(kind: str, towers: ModuleType, tmp_path: Path) -> None:
     tower = towers.make(kind)
     graph = towers.export(tower, tmp_path / "one/model.onnx")
@@ -108,7 +108,7 @@ def test_a_graph_whose_items_meet_stays_for_one(
         session = in_half(tmp_path / "kept").load(graph)
     assert session.inputs[0].shape[0] == 1
     assert "stays as it is, for one item at a time" in caplog.text
-    assert "gives other results for two items at once" in caplog.text
+    assert "gives other results for several items at once" in caplog.text
     assert "fp16" in session.execution_provider
 
 

@@ -104,15 +104,15 @@ def test_the_death_of_a_worker_is_a_failure() -> None:
     assert "seed 0, number 1" in failure
 
 
-def too_large_for_pillow(*_: object) -> None:
+def too_large_for_pillow(*_: object, **__: object) -> None:
     raise MemoryError
 
 
-def too_large_for_opencv(*_: object) -> None:
+def too_large_for_opencv(*_: object, **__: object) -> None:
     cv2.copyMakeBorder(np.zeros((1, 1, 3), np.uint8), 0, 2**31 - 2, 0, 2**31 - 2, cv2.BORDER_REPLICATE)
 
 
-def broken(*_: object) -> None:
+def broken(*_: object, **__: object) -> None:
     cv2.resize(np.zeros((0, 0), np.uint8), (1, 1))
 
 
@@ -121,12 +121,12 @@ def test_memory_that_runs_out_after_decoding_is_told(
     full: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by the images above: the whole photo's pixels as an array, beside the photo."""
-    monkeypatch.setattr(service, "find_faces", full)
-    entries = '{"facial-recognition":{"detection":{"modelName":"buffalo_s"}}}'
+    monkeypatch.setattr(service, "read_text", full)
+    entries = '{"ocr":{"detection":{"modelName":"PP-OCRv6_small"}}}'
     request = PredictRequest(entries, image=seeds("PNG")[0][1])
     answerer = service.Service(Settings(cache_folder=tmp_path))
     assert answerer.answer(request) == failure(400, "The image takes more memory than there is", out_of_memory=True)
-    monkeypatch.setattr(service, "find_faces", broken)
+    monkeypatch.setattr(service, "read_text", broken)
     with pytest.raises(cv2.error):  # a mistake of ours stays one
         answerer.answer(request)
 

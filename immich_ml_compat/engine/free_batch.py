@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ERRORS = (ArithmeticError, EngineError, LookupError, RuntimeError, TypeError, ValueError)
+"""What is raised of a graph that is not as it should be: onnx has no class for it."""
+
 _PICTURE_AXES = 4  # item, channel, row, column
 
 _MOST_MIXED = 0.01
-"""What two items at once may change in an output, by how far the items' own lie apart."""
+"""What several items at once may change in an output, by how far the items' own lie apart."""
 
 
 @contextmanager
@@ -47,7 +51,7 @@ def for_any_number(path: Path, folder: Path, engine: OnnxRuntimeEngine) -> Itera
                 lent = target
         except EngineMemoryError:
             raise
-        except (EngineError, LookupError, RuntimeError, TypeError, ValueError) as error:  # onnx raises many kinds
+        except _ERRORS as error:
             log.info("%s stays as it is, for one item at a time: %s", path, error)
         yield lent
 
@@ -62,17 +66,19 @@ def _write(path: Path, target: Path, engine: OnnxRuntimeEngine) -> bool:
         return False
     on_cpu = replace(engine, device="cpu", optimized=None)  # a GPU may round more than two items differ by
     single = on_cpu.fold(path, target, {axis: 1} if axis else {})
-    items = _two_items(single.inputs)
+    items = _three_items(single.inputs)
     expected = [single.run(item) for item in items]
     del single  # a large model is not to be in memory twice
+    on_cpu.release()  # a GPU's engine would never ask the CPU's arena to
     release()
     model = _read(target)
     free_batch_axis(model)
     target.write_bytes(model.SerializeToString())
     joined = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
     found = on_cpu.load(target).run(joined)
-    if not all(map(_are_both, *expected, found)):
-        raise EngineError("it gives other results for two items at once")
+    on_cpu.release()
+    if not all(_are_all(outputs, together) for *outputs, together in zip(*expected, found, strict=True)):
+        raise EngineError("it gives other results for several items at once")
     return True
 
 
@@ -107,18 +113,19 @@ def _one_item_axis(model: "ModelProto") -> str | None:
     return str(batch.dim_param)
 
 
-def _two_items(inputs: Sequence[TensorInfo]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return items that have little in common: noise and a gradient."""
+def _three_items(inputs: Sequence[TensorInfo]) -> tuple[dict[str, Array], ...]:
+    """Return items that have little in common: noise, a gradient, and the negative of both together."""
     noise = trial(inputs)
     gradient = {
         name: np.linspace(0, 1, values.size, dtype=values.dtype).reshape(values.shape) for name, values in noise.items()
     }
-    return noise, gradient
+    return noise, gradient, {name: -(values + gradient[name]) for name, values in noise.items()}
 
 
-def _are_both(first: Array, second: Array, found: Array) -> bool:
-    """Tell whether an output of two items at once is that of the one and of the other, and not something between."""
-    expected = np.concatenate([first, second])
-    if expected.shape != found.shape:
+def _are_all(expected: Sequence[Array], found: Array) -> bool:
+    """Tell whether an output of several items at once is that of each of them, and not something between."""
+    joined = np.concatenate(expected)
+    if joined.shape != found.shape:
         return False
-    return bool(np.abs(found - expected).max() <= _MOST_MIXED * np.abs(first - second).max())  # NaN is not
+    apart = min(np.abs(one - other).max() for one, other in combinations(expected, 2))
+    return bool(np.abs(found - joined).max() <= _MOST_MIXED * apart)  # NaN is not

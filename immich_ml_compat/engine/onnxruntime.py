@@ -115,8 +115,11 @@ class OnnxRuntimeEngine:
             return
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        session = ort.InferenceSession(_SMALLEST, self._options(), providers=[_CPU])
-        session.run(None, {_INPUT: np.ones(1, np.float32)}, options)
+        try:
+            session = ort.InferenceSession(_SMALLEST, self._options(), providers=[_CPU])
+            session.run(None, {_INPUT: np.ones(1, np.float32)}, options)
+        except _ERRORS as error:  # no memory, no thread: another time
+            log.warning("Memory is not given back now: %s", error)
 
     def fold(self, path: Path, target: Path, lengths: Mapping[str, int]) -> "OnnxRuntimeSession":
         """Write the graph at `path` to `target` with what is constant in it computed, and return it loaded.
