@@ -119,7 +119,7 @@ class OnnxRuntimeEngine:
             session = ort.InferenceSession(_SMALLEST, self._options(), providers=[_CPU])
             session.run(None, {_INPUT: np.ones(1, np.float32)}, options)
         except _ERRORS as error:  # no memory, no thread: another time
-            log.warning("Memory is not given back now: %s", error)
+            log.warning("Memory is not given back now, and will be tried again: %s", error)
 
     def fold(self, path: Path, target: Path, lengths: Mapping[str, int]) -> "OnnxRuntimeSession":
         """Write the graph at `path` to `target` with what is constant in it computed, and return it loaded.
