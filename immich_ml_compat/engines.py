@@ -56,7 +56,7 @@ def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: 
     from .engine.derived import DerivedGraphs
 
     assert choice.device != "openvino-gpu"
-    kept = compiled_folder(settings.cache_folder, f"onnxruntime-{onnxruntime.VERSION}-{cpu_kind()}")
+    kept = compiled_folder(settings.cache_folder, f"onnxruntime-{onnxruntime.VERSION}-simpler-{cpu_kind()}")
     engine = onnxruntime.OnnxRuntimeEngine(
         choice.device,
         device_id,

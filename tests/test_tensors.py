@@ -15,7 +15,7 @@ from immich_ml_compat.ocr.boxes import order_corners
 from immich_ml_compat.ocr.crops import LINE_HEIGHT, cut_line
 from immich_ml_compat.ocr.detection import normalise
 from immich_ml_compat.ocr.recognition import MIN_WIDTH, pad
-from immich_ml_compat.tensors import look_up, to_bgr, to_pixels
+from immich_ml_compat.tensors import _copy, look_up, to_bgr, to_pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -110,11 +110,26 @@ def test_corners_are_ordered_by_side_and_then_by_height(points: list[tuple[float
     assert top_right[1] <= bottom_right[1]
 
 
+@pytest.mark.parametrize(("size", "in_one_place"), [((2160, 1440), True), ((6000, 4000), False), ((3, 90_000), True)])
+def test_a_preview_is_copied_in_one_go_and_a_large_photo_in_bands(size: tuple[int, int], in_one_place: bool) -> None:
+    pixels = noise(size[1], size[0], 3)
+    image = Image.fromarray(pixels)
+    assert _copy(image, np.empty_like(pixels)) == in_one_place
+    np.testing.assert_array_equal(to_pixels(image), pixels)
+
+
+def test_a_black_margin_is_normalised_as_well() -> None:
+    tensor, scale = preprocess(noise(320, 640, 3))
+    assert scale == 1
+    np.testing.assert_array_equal(tensor[0, :, 320:], np.float32(-127.5) * np.float32(1 / 128))
+
+
 @pytest.mark.parametrize("band", [1, 7, 60, 61, 1 << 22])
 @pytest.mark.parametrize("size", [(1, 1), (20, 31), (31, 20), (1, 90)])
 def test_pixels_taken_band_by_band_are_the_images(
     band: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensors, "_BAND_PIXELS", band)
+    monkeypatch.setattr(tensors, "_copy", lambda image, pixels: image.height < size[0] and _copy(image, pixels))
     image = Image.fromarray(noise(*size, 3))
     np.testing.assert_array_equal(to_pixels(image), np.asarray(image))

@@ -22,15 +22,13 @@ from . import Array, EngineError, EngineMemoryError, TensorInfo
 from .batch_axis import free_batch_axis
 from .derived import trial
 from .onnxruntime import OnnxRuntimeEngine
-from .outline import without_weights
+from .outline import read_outline
+from .simpler import REWRITING_ERRORS
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 log = logging.getLogger(__name__)
-
-_ERRORS = (ArithmeticError, EngineError, LookupError, RuntimeError, TypeError, ValueError)
-"""What is raised of a graph that is not as it should be: onnx has no class for it."""
 
 _PICTURE_AXES = 4  # item, channel, row, column
 
@@ -51,7 +49,7 @@ def for_any_number(path: Path, folder: Path, engine: OnnxRuntimeEngine) -> Itera
                 lent = target
         except EngineMemoryError:
             raise
-        except _ERRORS as error:
+        except (EngineError, *REWRITING_ERRORS) as error:
             log.info("%s stays as it is, for one item at a time: %s", path, error)
         yield lent
 
@@ -61,7 +59,7 @@ def _write(path: Path, target: Path, engine: OnnxRuntimeEngine) -> bool:
 
     Raises EngineError, OSError or ValueError where it cannot be, or gives other results.
     """
-    axis = _one_item_axis(_read(path))
+    axis = _one_item_axis(read_outline(path))
     if axis is None:
         return False
     on_cpu = replace(engine, device="cpu", optimized=None)  # a GPU may round more than two items differ by
@@ -71,7 +69,7 @@ def _write(path: Path, target: Path, engine: OnnxRuntimeEngine) -> bool:
     del single  # a large model is not to be in memory twice
     on_cpu.release()  # a GPU's engine would never ask the CPU's arena to
     release()
-    model = _read(target)
+    model = read_outline(target)
     free_batch_axis(model)
     target.write_bytes(model.SerializeToString())
     joined = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
@@ -80,18 +78,6 @@ def _write(path: Path, target: Path, engine: OnnxRuntimeEngine) -> bool:
     if not all(_are_all(outputs, together) for *outputs, together in zip(*expected, found, strict=True)):
         raise EngineError("it gives other results for several items at once")
     return True
-
-
-def _read(path: Path) -> "ModelProto":
-    """Read a graph without its large weights. Raises OSError, or ValueError for what is no graph."""
-    from google.protobuf.message import DecodeError
-    from onnx import ModelProto
-
-    try:
-        model: ModelProto = ModelProto.FromString(without_weights(path) or path.read_bytes())
-    except (DecodeError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return model
 
 
 def _one_item_axis(model: "ModelProto") -> str | None:

@@ -18,7 +18,7 @@ from .derived import DATA_SUFFIX, DerivedGraphs, trial
 from .free_batch import for_any_number
 from .full_precision import RetryingSession
 from .onnxruntime import OnnxRuntimeEngine
-from .outline import without_weights
+from .outline import read_outline
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto
@@ -86,12 +86,12 @@ def write_half(path: Path, target: Path) -> None:
     that the converter cannot read, OSError or ValueError.
     """
     from google.protobuf.message import Error as ProtobufError
-    from onnx import ModelProto, TensorProto
+    from onnx import TensorProto
     from onnx.shape_inference import InferenceError, infer_shapes
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     try:
-        model = ModelProto.FromString(without_weights(path) or path.read_bytes())
+        model = read_outline(path)
         if any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer):
             raise EngineError("it is in half precision already")
         _make_constant(model)

@@ -12,10 +12,11 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ..memory import release
-from . import Array, EngineError, OneByOne, TensorInfo, engine_error
+from . import Array, EngineError, EngineMemoryError, OneByOne, TensorInfo, engine_error
 from .derived import DATA_SUFFIX, DerivedGraphs, trial
 from .onnx_file import block, varint
 from .packed_weights import align_weights
+from .simpler import REWRITING_ERRORS, simpler
 
 log = logging.getLogger(__name__)
 
@@ -157,22 +158,30 @@ class OnnxRuntimeEngine:
 
         Raises EngineError, OSError, LookupError or ValueError where that cannot be, or gives other results.
         """
+        try:
+            graph = simpler(path)
+            if graph is not None:
+                return self._write_form(path, target, graph)
+        except (EngineMemoryError, OSError):
+            raise
+        except (EngineError, ImportError, *REWRITING_ERRORS) as error:
+            log.info("%s is optimised as it is: %s", path, error)
+        return self._write_form(path, target)
+
+    def _write_form(self, path: Path, target: Path, graph: bytes | None = None) -> None:
+        """Write the optimised form of the graph at `path`, made from `graph` where that is to give the same."""
+        expected = None if graph is None else _try_out(path, self._session(path, self._options()))
         options = self._options()
         _keep_optimized(options, target)
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-        session = self._session(path, options)
+        session = self._session(path, options, graph)
         data = target.with_name(target.name + DATA_SUFFIX)
         if data.is_file():
             align_weights(target, data)
-        inputs = trial([_info(path, node) for node in session.get_inputs()])
-        try:
-            expected = session.run(None, inputs)
-            del session  # a large model is not to be in memory twice
-            release()
-            found = self._optimized_session(target).run(None, inputs)
-        except _ERRORS as error:
-            raise engine_error(path, str(error)) from error
-        if not all(map(_close, expected, found)):
+        expected = expected or _try_out(path, session)
+        del session  # a large model is not to be in memory twice
+        release()
+        if not all(map(_close, expected, _try_out(path, self._optimized_session(target)))):
             raise EngineError(f"{path}: its optimised form on disk gives other results")
 
     def _optimized_session(self, form: Path) -> ort.InferenceSession:
@@ -181,10 +190,12 @@ class OnnxRuntimeEngine:
         return self._session(form, options)
 
     def _session(self, path: Path, options: ort.SessionOptions, graph: bytes | None = None) -> ort.InferenceSession:
-        """`graph` is what is loaded in place of the file at `path`."""
+        """`graph` is what is loaded in place of the file at `path`, and may have weights in the same folder."""
         provider = self.execution_provider
         if provider == _CUDA:
             ort.preload_dlls()  # finds the CUDA libraries that came as wheels
+        if graph is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         providers = [(provider, {"device_id": self.device_id} if provider == _CUDA else {}), (_CPU, {})]
         try:
             session = ort.InferenceSession(graph or path, options, providers=list(dict(providers).items()))
@@ -269,6 +280,15 @@ def _keep_optimized(options: ort.SessionOptions, target: Path) -> None:
     options.optimized_model_filepath = str(target)
     for name, value in (("file_name", target.name + DATA_SUFFIX), ("min_size_in_bytes", "1024")):
         options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
+
+
+def _try_out(path: Path, session: ort.InferenceSession) -> list[Array]:
+    """Run the graph at `path` on what it is tried with. Raises EngineError."""
+    try:
+        outputs: list[Array] = session.run(None, trial([_info(path, node) for node in session.get_inputs()]))
+    except _ERRORS as error:
+        raise engine_error(path, str(error)) from error
+    return outputs
 
 
 def _close(expected: Array, found: Array) -> bool:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .onnx_file import (
     ENTRY_KEY,
@@ -26,6 +27,9 @@ from .onnx_file import (
     fields,
     varint,
 )
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _LARGE = 1 << 12
 """Smaller weights stay in the outline (bytes): some are shapes, which are needed at once."""
@@ -57,6 +61,18 @@ def outline(path: Path) -> Iterator[Path]:
         file.write(text)
         file.flush()
         yield Path(file.name)
+
+
+def read_outline(path: Path) -> "ModelProto":
+    """Read a graph without its large weights. Raises OSError, or ValueError for what is no graph."""
+    from google.protobuf.message import DecodeError
+    from onnx import ModelProto
+
+    try:
+        model: ModelProto = ModelProto.FromString(without_weights(path) or path.read_bytes())
+    except (DecodeError, IndexError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return model
 
 
 def without_weights(path: Path) -> bytes | None:

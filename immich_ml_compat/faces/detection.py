@@ -98,9 +98,10 @@ def preprocess(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
         scaled_height, scaled_width = INPUT_SIZE, max(1, int(INPUT_SIZE / (height / width)))
     else:
         scaled_height, scaled_width = max(1, int(INPUT_SIZE * (height / width))), INPUT_SIZE
-    canvas = np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
-    canvas[:scaled_height, :scaled_width] = cv2.resize(image, (scaled_width, scaled_height))
-    return look_up(canvas, _NORMALISED)[None], scaled_height / height
+    scaled = cv2.resize(image, (scaled_width, scaled_height)).astype(np.uint8, copy=False)
+    tensor = np.full((1, 3, INPUT_SIZE, INPUT_SIZE), _NORMALISED[0, 0])
+    look_up(scaled, _NORMALISED, tensor[0])
+    return tensor, scaled_height / height
 
 
 def non_maximum_suppression(boxes: NDArray[np.float32], threshold: float, limit: int) -> NDArray[np.intp]:

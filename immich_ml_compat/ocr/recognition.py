@@ -99,7 +99,7 @@ def padded_width(width: int) -> int:
 def pad(strip: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Normalise a strip uint8 [48, W, 3] to -1…1 and pad it with 0: float32 [1, 3, 48, padded_width(W)]."""
     padded = np.zeros((1, 3, LINE_HEIGHT, padded_width(strip.shape[1])), np.float32)
-    padded[0, :, :, : strip.shape[1]] = look_up(strip, _NORMALISED)
+    look_up(strip, _NORMALISED, padded[0])
     return padded
 
 
