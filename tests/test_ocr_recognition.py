@@ -24,13 +24,16 @@ from immich_ml_compat.errors import ModelOutputError
 from immich_ml_compat.images import decode as decode_image
 from immich_ml_compat.loaders import loaders
 from immich_ml_compat.models import Models
+from immich_ml_compat.ocr import crops as crops_module
 from immich_ml_compat.ocr import read_text
 from immich_ml_compat.ocr.crops import LINE_HEIGHT, MAX_ASPECT_RATIO, cut_line, split_line
 from immich_ml_compat.ocr.detection import TextDetector
 from immich_ml_compat.ocr.recognition import (
     MIN_WIDTH,
     WIDE_STEP,
+    Reading,
     TextRecognizer,
+    _join,
     decode,
     pad,
     padded_width,
@@ -234,7 +237,8 @@ def test_long_line_is_cut_between_words(words: list[tuple[int, int]], seed: int)
     assert (len(strips) > 1) is (line.shape[1] > LONGEST)
     cuts = np.cumsum([strip.shape[1] for strip, _ in strips])[:-1]
     assert all(any(start < cut < stop for start, stop in gaps) for cut in cuts)
-    assert [spaced for _, spaced in strips] == [False] + [True] * len(cuts)
+    assert strips[0][1] == 0
+    assert all(gap >= 12 for _, gap in strips[1:])
 
 
 @settings(deadline=None, max_examples=30)
@@ -254,6 +258,38 @@ def test_very_long_line_is_read_completely(cache: Path, text: str) -> None:
     (reading,) = recognizer.read([line])
     assert edit_distance(reading.text, text) <= 0.01 * len(text)
     assert reading.score > 0.95
+
+
+@pytest.mark.parametrize("noise", [0, 5, 9])
+def test_a_long_line_keeps_its_spaces_where_it_is_cut_in_a_noisy_photo(
+    cache: Path, noise: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut into many strips here, so that there is much to lose."""
+    monkeypatch.setattr(crops_module, "MAX_ASPECT_RATIO", 16.0)
+    text = " ".join(ENGLISH * 2)
+    clean = line_of(text).astype(np.float32)
+    line = np.clip(clean + np.random.default_rng(0).normal(0, noise, clean.shape), 0, 255).astype(np.uint8)
+    assert len(split_line(line)) > 8
+    recognizer = TextRecognizer.load(graph_files(cache, OCR, ModelType.RECOGNITION), OnnxRuntimeEngine())
+    (reading,) = recognizer.read([line])
+    assert reading.text.replace(" ", "") == text.replace(" ", "")
+    assert reading.text == text
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "gap", "joined"),
+    [
+        ("keeper", "climbed", 7, "keeper climbed"),
+        ("kee", "per", 6, "keeper"),
+        ("老人", "每天", 8, "老人每天"),
+        ("老人", "每天", 24, "老人 每天"),
+        ("电子发票", "Invoice", 9, "电子发票 Invoice"),
+        ("keeper", "", 30, "keeper"),
+        ("", "keeper", 30, "keeper"),
+    ],
+)
+def test_a_gap_is_a_space_by_its_width_and_what_lies_beside_it(left: str, right: str, gap: int, joined: str) -> None:
+    assert _join([(0, Reading(left, 0.9)), (gap, Reading(right, 0.9))]).text == joined
 
 
 @given(st.integers(1, LONGEST))

@@ -25,8 +25,10 @@ _MARGIN = 2  # pixels that cubic interpolation sees beyond the corners
 
 # A cut falls in the last quarter of a strip, at the middle of its widest gap between words.
 _CUT_ZONE = 0.25
-_GAP_CONTRAST = 0.15  # a column of a gap varies less than this share of the strip's liveliest column
-_WORD_GAP = LINE_HEIGHT // 5
+_GAP_CONTRAST = (
+    0.15  # a column of a gap varies less: so much of the way from the strip's calmest column to its liveliest
+)
+_CALM = 2  # per cent of the columns may be calmer than the "calmest": a photo's noise is in gaps, too
 
 
 def is_tall(quad: NDArray[np.float32]) -> bool:
@@ -63,19 +65,19 @@ def _rectify(image: NDArray[np.uint8], corners: NDArray[np.float32], width: int,
     return cv2.warpPerspective(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
-def split_line(line: NDArray[np.uint8]) -> list[tuple[NDArray[np.uint8], bool]]:
+def split_line(line: NDArray[np.uint8]) -> list[tuple[NDArray[np.uint8], int]]:
     """Cut a line [48, W, 3] into strips of at most MAX_ASPECT_RATIO, between words where it can be.
 
-    Returns each strip with whether a space parts it from the one before.
+    Returns each strip with the width (pixels) of the gap in which it was cut from the one before, 0 for the first.
     """
     longest = int(MAX_ASPECT_RATIO * LINE_HEIGHT)
-    strips: list[tuple[NDArray[np.uint8], bool]] = []
-    spaced = False
+    strips: list[tuple[NDArray[np.uint8], int]] = []
+    gap = 0
     while line.shape[1] > longest:
-        cut, gap = _best_cut(line[:, :longest])
-        strips.append((line[:, :cut], spaced))
-        line, spaced = line[:, cut:], gap >= _WORD_GAP
-    strips.append((line, spaced))
+        cut, width = _best_cut(line[:, :longest])
+        strips.append((line[:, :cut], gap))
+        line, gap = line[:, cut:], width
+    strips.append((line, gap))
     return strips
 
 
@@ -84,7 +86,8 @@ def _best_cut(strip: NDArray[np.uint8]) -> tuple[int, int]:
     variation = np.ptp(cv2.cvtColor(strip, cv2.COLOR_BGR2GRAY).astype(np.int16), axis=0)
     start = int(len(variation) * (1 - _CUT_ZONE))
     zone = variation[start:]
-    quiet = zone <= max(_GAP_CONTRAST * variation.max(), zone.min())
+    calm = float(np.percentile(variation, _CALM))
+    quiet = zone <= max(calm + _GAP_CONTRAST * (variation.max() - calm), zone.min())
     edges = np.flatnonzero(np.diff(np.concatenate([[0], quiet.astype(np.int8), [0]])))
     gap_starts, gap_stops = edges[::2], edges[1::2]
     widest = int(np.argmax(gap_stops - gap_starts))
