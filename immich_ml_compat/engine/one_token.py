@@ -1,7 +1,7 @@
 """Rewrites a transformer of which one token is used, the class token: the last layer is computed for that one alone.
 
-What picks the token moves up to where the tokens saw each other last, in the last layer's attention. All operators that
-it passes work on each token by itself, so nothing changes but that they have one row instead of many.
+What picks the token moves up to where the tokens saw each other last, in the last layer's attention. The operators that
+it passes work on each token by itself: they have one row now instead of many.
 
     tokens → attention → linear layers and normalisation of all tokens → the first token
     tokens → attention → the first token → linear layers and normalisation
@@ -31,8 +31,10 @@ _BY_VALUE = {"Cast", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity", "Neg
 _BY_VALUES = {"Add", "Div", "Mul", "Pow", "Sub"}
 """The same of two tensors, which may be repeated along each other's axes."""
 
-_SHAPING = {"Reshape", "Squeeze", "Unsqueeze"}
 _PRODUCTS = {"Gemm", "MatMul"}
+
+STANDARD = ("", "ai.onnx")
+"""The names of ONNX's own operators' domain."""
 
 _LEAST_OPSET = 13  # before it Softmax meant something else
 
@@ -41,8 +43,8 @@ def use_one_token(model: "ModelProto") -> bool:
     """Rewrite a graph where it picks one of several tokens; tell whether that spares anything."""
     from onnx.shape_inference import InferenceError, infer_shapes
 
-    if any(opset.domain == "" and opset.version < _LEAST_OPSET for opset in model.opset_import):
-        return False
+    if not knows(model, _LEAST_OPSET) or any(_has_graph(node) for node in model.graph.node):
+        return False  # a graph within a node may take any tensor
     try:
         tensors = _Tensors(model.graph, infer_shapes(model, data_prop=True).graph)
     except InferenceError:
@@ -119,19 +121,30 @@ def _climb(tensors: _Tensors, pick: int) -> _Path | None:
     axis = int(attribute(node, "axis", 0)) % len(shape)
     if axis == 0 or shape[axis] < 2:
         return None
-    axes, passed = {node.input[0]: axis}, set[int]()
+    axes, passed, whole = {node.input[0]: axis}, set[int](), set[str]()
     for place in range(pick - 1, -1, -1):
         node = tensors.nodes[place]
         output = node.output[0] if len(node.output) == 1 else ""
         if output not in axes or not tensors.users[output] <= passed | {pick}:
             continue  # another node needs all tokens of it
         above = _axes_above(tensors, node, axes[output])
-        if above is not None and all(axes.get(name, found) == found for name, found in above.items()):
-            axes |= above
-            passed.add(place)
+        if above is None or any(axes.get(name, found) != found or name in whole for name, found in above.items()):
+            continue
+        others = _others(node, above)
+        if others & (axes | above).keys():
+            continue  # it takes a tensor token by token and as a whole
+        axes |= above
+        whole |= others
+        passed.add(place)
     if not any(tensors.nodes[place].op_type in _PRODUCTS for place in passed):
         return None
     return _Path(pick, int(index.item()) % shape[axis], passed, axes)
+
+
+def _others(node: "NodeProto", above: Axes) -> set[str]:
+    """Return what a node takes as a whole: weights, and tensors beside those in which tokens lie in rows."""
+    places = range(len(node.input)) if node.op_type in _BY_VALUES else range(1)
+    return {name for place, name in enumerate(node.input) if place not in places or name not in above}
 
 
 def _axes_above(tensors: _Tensors, node: "NodeProto", axis: int) -> Axes | None:
@@ -139,8 +152,8 @@ def _axes_above(tensors: _Tensors, node: "NodeProto", axis: int) -> Axes | None:
 
     Inputs without tokens are left out. None where a token may depend on others.
     """
-    shape, given = tensors.shape(node.output[0]), tensors.shape(node.input[0])
-    if shape is None or given is None:
+    shape, given = tensors.shape(node.output[0]), tensors.shape(node.input[0]) if node.input else None
+    if shape is None or given is None or node.domain not in STANDARD:
         return None
     kind, found = node.op_type, None
     if kind in _BY_VALUES:
@@ -152,7 +165,7 @@ def _axes_above(tensors: _Tensors, node: "NodeProto", axis: int) -> Axes | None:
         found = 0 if added is not None and (len(added) < 2 or added[0] == 1) else None
     elif kind == "Transpose":
         found = int(attribute(node, "perm", [*reversed(range(len(shape)))])[axis])
-    elif kind in _SHAPING:
+    elif kind == "Reshape" or (kind in ("Squeeze", "Unsqueeze") and len(node.input) > 1):
         found = axis_before_reshape(given, shape, axis)
     return None if found is None else {node.input[0]: found}
 
@@ -210,6 +223,15 @@ def axis_before_reshape(before: Shape, after: Shape, axis: int) -> int | None:
         ),
         None,
     )
+
+
+def knows(model: "ModelProto", version: int) -> bool:
+    """Tell whether a graph's operators mean what they do from that version of ONNX's own on."""
+    return all(opset.version >= version for opset in model.opset_import if opset.domain in STANDARD)
+
+
+def _has_graph(node: "NodeProto") -> bool:
+    return any(each.HasField("g") or each.graphs for each in node.attribute)
 
 
 def attribute(node: "NodeProto", name: str, default: Any) -> Any:

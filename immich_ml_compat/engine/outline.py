@@ -64,12 +64,16 @@ def outline(path: Path) -> Iterator[Path]:
 
 
 def read_outline(path: Path) -> "ModelProto":
-    """Read a graph without its large weights. Raises OSError, or ValueError for what is no graph."""
+    """Read a graph without its large weights, but for a link: what it points at lies in another folder.
+
+    Raises OSError, or ValueError for what is no graph.
+    """
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
 
     try:
-        model: ModelProto = ModelProto.FromString(without_weights(path) or path.read_bytes())
+        text = None if path.is_symlink() else without_weights(path)
+        model: ModelProto = ModelProto.FromString(text or path.read_bytes())
     except (DecodeError, IndexError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return model

@@ -7,16 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .one_token import use_one_token
+from .one_token import knows, use_one_token
 from .outline import read_outline
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-REWRITING_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+REWRITING_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What is raised of a graph that is not as it should be, beside EngineError: onnx has no class for it."""
 
 _LEAST_OPSET = 7  # before it operators did not repeat the smaller tensor by themselves
+
+_PICTURE_AXES = 4  # item, channel, row, column
 
 _BLOCK = 16
 """ONNX Runtime's convolutions compute so many channels at a time, on some CPUs half as many."""
@@ -41,12 +43,24 @@ def use_convolutions(model: "ModelProto") -> bool:
     PReLU for these: it brings each picture into the common order and back, and takes longer for it than for the
     convolution before.
     """
-    if any(opset.domain == "" and opset.version < _LEAST_OPSET for opset in model.opset_import):
+    from onnx import TensorProto
+    from onnx.shape_inference import InferenceError, infer_shapes
+
+    slopes = {
+        tensor.name: tensor.dims[-3]
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and _is_for_channels([*tensor.dims])
+    }
+    if not slopes or not knows(model, _LEAST_OPSET):
         return False
-    slopes = {tensor.name: tensor.dims[-3] for tensor in model.graph.initializer if _is_for_channels([*tensor.dims])}
+    try:
+        values = infer_shapes(model).graph.value_info
+    except InferenceError:
+        return False
+    pictures = {value.name for value in values if len(value.type.tensor_type.shape.dim) == _PICTURE_AXES}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        if node.op_type == "PRelu" and node.input[1] in slopes:
+        if node.op_type == "PRelu" and node.input[0] in pictures and node.input[1] in slopes:
             nodes += _as_convolutions(node, slopes[node.input[1]])
         else:
             nodes.append(node)

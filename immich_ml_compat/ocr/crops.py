@@ -25,10 +25,12 @@ _MARGIN = 2  # pixels that cubic interpolation sees beyond the corners
 
 # A cut falls in the last quarter of a strip, at the middle of its widest gap between words.
 _CUT_ZONE = 0.25
-_GAP_CONTRAST = (
-    0.15  # a column of a gap varies less: so much of the way from the strip's calmest column to its liveliest
-)
-_CALM = 2  # per cent of the columns may be calmer than the "calmest": a photo's noise is in gaps, too
+
+_GAP_CONTRAST = 0.15
+"""A column of a gap varies no more than so much of the way from the strip's calmest column to its liveliest."""
+
+_CALM = 2
+"""So many per cent of the columns may be calmer than that: in a photo, gaps hold noise."""
 
 
 def is_tall(quad: NDArray[np.float32]) -> bool:

@@ -25,9 +25,14 @@ WIDTH_STEP, WIDE, WIDE_STEP = 32, 1024, 64
 """Strips are padded to a multiple of the first, from WIDE pixels on of the last: of each shape that comes an engine may
 keep something, and strips of one shape can go in one batch (pixels)."""
 
-_SPACE, _WIDE_SPACE = 7, LINE_HEIGHT // 2
-"""From so many pixels on a gap is a space, the latter between Chinese characters. Seen in 400 drawn lines, blurred and
-noisy: up to 6 within words, 7 to 17 between them, up to 8 between Chinese characters."""
+_SPACE, _SPACE_BESIDE_WIDE, _SPACE_BETWEEN_WIDE = 7, 9, LINE_HEIGHT // 2
+"""From so many pixels on a gap is a space, by how wide the characters beside it are: Latin letters, one Chinese character
+or Korean, two Chinese characters. Seen in drawn lines: up to 6 pixels within words, 7 to 17 between them; up to 8.4 and
+from 9.3 on in Korean; up to 9 and from 9 on (99 % of either) beside one Chinese character; up to 8 between two, 12 in
+Japanese."""
+
+_HANGUL = "\uac00", "\ud7a3"
+"""The first and the last syllable of Korean in Unicode."""
 
 BLANK = 0
 
@@ -153,5 +158,10 @@ def _are_words(left: str, right: str, gap: int) -> bool:
     """Tell whether a gap of so many pixels between two pieces of text is a space."""
     if not left or not right:
         return False
-    wide = all(unicodedata.east_asian_width(character) in "WF" for character in (left[-1], right[0]))
-    return gap >= (_WIDE_SPACE if wide else _SPACE)
+    beside = left[-1] + right[0]
+    wide = [character for character in beside if unicodedata.east_asian_width(character) in "WF"]
+    if any(unicodedata.category(character).startswith("P") for character in wide):
+        return False  # half of the place of such a comma is empty
+    if any(_HANGUL[0] <= character <= _HANGUL[1] for character in wide):
+        return gap >= _SPACE_BESIDE_WIDE
+    return gap >= (_SPACE, _SPACE_BESIDE_WIDE, _SPACE_BETWEEN_WIDE)[len(wide)]
