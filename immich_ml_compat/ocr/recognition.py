@@ -26,10 +26,9 @@ WIDTH_STEP, WIDE, WIDE_STEP = 32, 1024, 64
 keep something, and strips of one shape can go in one batch (pixels)."""
 
 _SPACE, _SPACE_BESIDE_WIDE, _SPACE_BETWEEN_WIDE = 7, 9, LINE_HEIGHT // 2
-"""From so many pixels on a gap is a space, by how wide the characters beside it are: Latin letters, one Chinese character
-or Korean, two Chinese characters. Seen in drawn lines: up to 6 pixels within words, 7 to 17 between them; up to 8.4 and
-from 9.3 on in Korean; up to 9 and from 9 on (99 % of either) beside one Chinese character; up to 8 between two, 12 in
-Japanese."""
+"""From so many pixels on a gap is a space, by what lies beside it: Latin letters, one Chinese character or Korean, two
+Chinese characters. Seen in drawn lines: up to 6 pixels within words, 7 to 17 between them; in Korean up to 8.4 and from
+9.3 on; beside one Chinese character up to 9 and from 9 on (95 % of either); up to 8 between two, 12 in Japanese."""
 
 _HANGUL = "\uac00", "\ud7a3"
 """The first and the last syllable of Korean in Unicode."""
