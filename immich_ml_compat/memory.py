@@ -10,6 +10,7 @@ from pathlib import Path
 _MAPPINGS = Path("/proc/self/maps")
 _USED = Path("/proc/self/statm")
 _DONTNEED = 4  # MADV_DONTNEED of Linux
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 
 
 def release() -> None:
@@ -18,6 +19,17 @@ def release() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
     if trim is not None:
         trim(0)
+
+
+def keep_freed(most_bytes: int) -> None:
+    """Have this process keep so much of what it has freed, where the C library is glibc.
+
+    By itself glibc gives the end of its heap back when little of it is free, and the next photo's bytes are handed out
+    page by page again: that took the front 0.7 ms of a request's 40.
+    """
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_MMAP_THRESHOLD, most_bytes)
+        mallopt(_TRIM_THRESHOLD, most_bytes)
 
 
 def resident_bytes() -> int:

@@ -21,6 +21,7 @@ from .engine_choice import choose
 from .environment import report_environment
 from .errors import RequestError
 from .machine import this_machine
+from .memory import keep_freed
 from .mt_photos import Requests
 from .names import ModelNames, UnknownModelError
 from .plan import parse_plan
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 _MOST_FILES = 16_384
 """Files, that is connections, of the front: 16 kB of memory each."""
+
+_KEPT_BYTES = 16_000_000
+"""What the front keeps of memory that requests have freed: more than what a preview takes on its way through."""
 
 _CLOSING_S = 2
 """Seconds for closed requests to end."""
@@ -48,6 +52,7 @@ def serve(settings: Settings, backends: Backends | None = None) -> None:
     Raises ConfigurationError for settings that cannot be used.
     """
     report_environment()
+    keep_freed(_KEPT_BYTES)
     names = ModelNames(ModelStore(settings.cache_folder), settings.model_aliases, settings.clip_model)
     for substitution in names.substitutions():
         log.info("Substitution in force: %s", substitution)
