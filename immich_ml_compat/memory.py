@@ -25,7 +25,7 @@ def keep_freed(most_bytes: int) -> None:
     """Have this process keep so much of what it has freed, where the C library is glibc.
 
     By itself glibc gives the end of its heap back when little of it is free, and the next photo's bytes are handed out
-    page by page again: that took the front 0.7 ms of a request's 40.
+    page by page again: that took the front half a millisecond of a request of 40.
     """
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_MMAP_THRESHOLD, most_bytes)
