@@ -42,9 +42,9 @@ def make_engine(choice: Choice, settings: Settings, device_id: int = 0) -> Sched
 
 def make_scheduler(choice: Choice, settings: Settings, cores: int) -> Scheduler:
     """Make the scheduler for a machine of that many cores."""
-    if choice.device != "cpu":
-        return Scheduler(1, 1, 1, max_batch=MAX_GPU_BATCH if choice.device == "cuda" else 1)
     cores = max(1, cores // (settings.workers * len(settings.device_ids)))
+    if choice.device != "cpu":
+        return Scheduler(1, 1, 1, max_batch=MAX_GPU_BATCH if choice.device == "cuda" else 1, cpu_cores=cores)
     if settings.model_intra_op_threads:
         threads = min(settings.model_intra_op_threads, cores)
         return Scheduler(cores, threads, threads)
@@ -56,7 +56,8 @@ def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: 
     from .engine.derived import DerivedGraphs
 
     assert choice.device != "openvino-gpu"
-    kept = compiled_folder(settings.cache_folder, f"onnxruntime-{onnxruntime.VERSION}-simpler-{cpu_kind()}")
+    kind = f"onnxruntime-{onnxruntime.VERSION}-{onnxruntime.FORM}-{cpu_kind()}"
+    kept = compiled_folder(settings.cache_folder, kind)
     engine = onnxruntime.OnnxRuntimeEngine(
         choice.device,
         device_id,

@@ -169,6 +169,47 @@ def test_lines_of_one_photo_run_side_by_side_and_come_in_order() -> None:
     assert {threads for threads, _ in bench.begun[4:-4]} == {1}
 
 
+@pytest.mark.parametrize(("cores", "lines", "threads"), [(2, 5, 1), (2, 1, 2), (4, 2, 4), (4, 3, 1), (16, 8, 16)])
+def test_the_first_of_a_photos_lines_leaves_cores_to_those_that_follow(cores: int, lines: int, threads: int) -> None:
+    bench, scheduler = Bench(), Scheduler(cores, 1, cores)
+    bench.gate.set()
+    session = opened(bench, scheduler)
+    with scheduler.photo():
+        assert len(list(session.run_many([ones(1, 1)] * lines, expected=lines))) == lines
+    assert bench.begun[0][0] == threads
+
+
+@pytest.mark.parametrize("expected", [0, 1, 9])
+def test_a_wrong_guess_of_their_number_changes_no_result(expected: int) -> None:
+    bench, scheduler = Bench(), Scheduler(2, 1, 2)
+    bench.gate.set()
+    session = opened(bench, scheduler)
+    lines = [{"x": np.full((1, 1), i, np.float32)} for i in range(6)]
+    assert [float(y[0, 0]) for (y,) in session.run_many(lines, expected)] == [2.0 * i for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("choice", "cores", "photos", "threads"),
+    [
+        (Choice("onnxruntime", "cpu", "fp32", ""), 4, 0, 4),
+        (Choice("onnxruntime", "cpu", "fp32", ""), 4, 1, 4),
+        (Choice("onnxruntime", "cpu", "fp32", ""), 4, 3, 1),
+        (Choice("onnxruntime", "cpu", "fp32", ""), 4, 9, 1),
+        (Choice("onnxruntime", "cuda", "fp16", ""), 16, 1, 16),
+        (Choice("onnxruntime", "cuda", "fp16", ""), 16, 4, 4),
+    ],
+)
+def test_photos_share_the_cores_for_what_comes_before_graphs(
+    choice: Choice, cores: int, photos: int, threads: int
+) -> None:
+    scheduler = make_scheduler(choice, Settings(), cores)
+    session = opened(Bench(), scheduler)
+    with ExitStack() as stack:
+        for _ in range(photos):
+            stack.enter_context(scheduler.photo())
+        assert session.spare_threads == threads
+
+
 def test_items_are_taken_as_they_are_needed() -> None:
     bench, scheduler = Bench(), Scheduler(2, 1, 1)
     session = opened(bench, scheduler)

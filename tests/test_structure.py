@@ -26,7 +26,7 @@ ORACLES = {"rapidocr", "insightface", "rapidocr_onnxruntime", "insightface_vectr
 }
 TASKS = ("clip", "faces", "ocr")
 HALF = "immich_ml_compat.engine.half_precision"
-REWRITING = ("batch_axis", "free_batch", "one_token", "outline", "simpler")
+REWRITING = ("batch_axis", "free_batch", "one_token", "outline", "siblings", "simpler")
 
 
 def imported(module: str) -> set[str]:

@@ -65,21 +65,27 @@ class Session(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Run the graph once and return its outputs in order. Raises EngineError."""
 
-    def run_many(self, items: Iterable[Mapping[str, Array]]) -> Iterator[list[Array]]:
+    def run_many(self, items: Iterable[Mapping[str, Array]], expected: int = 1) -> Iterator[list[Array]]:
         """Run the graph on each item, side by side where the engine can, and yield the outputs in the items' order.
 
-        Items are taken as they are needed. Raises EngineError.
+        Items are taken as they are needed; `expected` is how many there will be, or about. Raises EngineError.
         """
+
+    @property
+    def spare_threads(self) -> int:
+        """On so many threads, at least one, may work be spread now that comes before the graph."""
 
 
 class OneByOne(ABC):
-    """`run_many` of a session that runs one thing at a time."""
+    """What a session is like that runs one thing at a time."""
+
+    spare_threads = 1
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """As a session's."""
 
-    def run_many(self, items: Iterable[Mapping[str, Array]]) -> Iterator[list[Array]]:
+    def run_many(self, items: Iterable[Mapping[str, Array]], expected: int = 1) -> Iterator[list[Array]]:
         """Run the graph on each item and yield the outputs in the items' order. Raises EngineError."""
         return map(self.run, items)
 

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 VERSION = ort.__version__
 
+FORM = "simpler2"
+"""Names what graphs are rewritten to: another one for every change of that, so that forms on disk are made anew."""
+
 Device = Literal["auto", "cpu", "cuda"]
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -43,6 +43,9 @@ class _Run:
     session: "ScheduledSession"
     inputs: Inputs
     result: "Future[list[Array]]"
+    following: int = 0
+    """How many of the same photo are expected to come after it."""
+
     started: float | None = None
     """When it began, by `time.perf_counter`."""
 
@@ -59,15 +62,16 @@ class _Run:
 class Scheduler:
     """Shares the cores, or a GPU, between the runs of all graphs of a process. Safe to use from several threads."""
 
-    def __init__(self, cores: int, narrow: int, wide: int, max_batch: int = 1) -> None:
+    def __init__(self, cores: int, narrow: int, wide: int, max_batch: int = 1, cpu_cores: int | None = None) -> None:
         """`narrow` and `wide` are the threads that a run has beside others and by itself.
 
-        `max_batch` is the most items of one run.
+        `max_batch` is the most items of one run, `cpu_cores` are those for what comes before graphs (None: `cores`).
         """
         self.narrow = narrow
         self.wide = wide
         self.max_batch = max_batch
         self.cores = self._free = max(cores, narrow, wide)
+        self._cpu_cores = cpu_cores or self.cores
         self._photos = 0
         self._batches: Counter[int] = Counter()
         self._waiting: deque[_Run] = deque()
@@ -88,6 +92,11 @@ class Scheduler:
         """So many photos side by side keep everything busy: while some are decoded, others are in their graphs."""
         runs = self.cores // self.narrow
         return runs + 1 if self.max_batch == 1 else 2 * runs * self.max_batch
+
+    @property
+    def spare_threads(self) -> int:
+        """One photo's share of the cores, at least one thread."""
+        return max(1, self._cpu_cores // max(1, self._photos))
 
     @contextmanager
     def photo(self) -> Iterator[None]:
@@ -130,7 +139,7 @@ class Scheduler:
     def _pump(self) -> None:
         while self._waiting and self._free >= self.narrow:
             batch = self._take()
-            threads = self.wide if self._is_calm() else self.narrow
+            threads = self.wide if self._is_calm(batch[-1].following) else self.narrow
             self._free -= threads
             try:
                 self._threads.submit(self._do, batch, threads)
@@ -151,9 +160,9 @@ class Scheduler:
             self._waiting.remove(run)
         return [first, *others]
 
-    def _is_calm(self) -> bool:
+    def _is_calm(self, following: int) -> bool:
         """Tell whether the next run should be wide: there is room, and all that is to be done would not fill half."""
-        demand = max(self._photos, 1 + len(self._waiting)) * self.narrow
+        demand = max(self._photos, 1 + max(len(self._waiting), following)) * self.narrow
         return self._free >= self.wide and (demand == self.narrow or 2 * demand <= self.cores)
 
     def _do(self, batch: list[_Run], threads: int) -> None:
@@ -274,10 +283,10 @@ class ScheduledSession:
         """Run the graph once, in its turn, and return its outputs in order. Raises EngineError."""
         return _outputs(self._submit(inputs))
 
-    def run_many(self, items: Iterable[Inputs]) -> Iterator[list[Array]]:
+    def run_many(self, items: Iterable[Inputs], expected: int = 1) -> Iterator[list[Array]]:
         """Run the graph on each item, several at a time, and yield the outputs in the items' order.
 
-        Raises EngineError.
+        `expected` is how many there will be, or about. Raises EngineError.
         """
         pending: deque[_Run] = deque()
         coming = iter(items)
@@ -287,7 +296,8 @@ class ScheduledSession:
                     inputs = next(coming, None)
                 if inputs is None:
                     break
-                pending.append(self._submit(inputs))
+                expected -= 1
+                pending.append(self._submit(inputs, following=max(0, expected)))
                 if len(pending) >= self._scheduler.window:
                     yield _outputs(pending.popleft())
             while pending:
@@ -310,8 +320,13 @@ class ScheduledSession:
         parts = [np.split(output, stops[:-1]) for output in outputs]
         return [list(part) for part in zip(*parts, strict=True)]
 
-    def _submit(self, inputs: Inputs) -> _Run:
-        run = _Run(self, inputs, Future())
+    @property
+    def spare_threads(self) -> int:
+        """One photo's share of the cores, at least one thread."""
+        return self._scheduler.spare_threads
+
+    def _submit(self, inputs: Inputs, following: int = 0) -> _Run:
+        run = _Run(self, inputs, Future(), following)
         if self._engine.urgent:
             self._scheduler.search(run)
         else:

@@ -1,6 +1,6 @@
 """A graph as one that computes the same with less work, for ONNX Runtime on a CPU.
 
-the graph without its weights → PReLU as convolutions → one token in the last layer
+the graph without its weights → PReLU as convolutions → convolutions joined → one token in the last layer
 """
 
 from functools import partial
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .one_token import knows, use_one_token
 from .outline import read_outline
+from .siblings import join_siblings
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -31,7 +32,7 @@ def simpler(path: Path) -> bytes | None:
     ValueError for what is no graph.
     """
     model = read_outline(path)
-    gained = [use_convolutions(model), use_one_token(model)]
+    gained = [rewrite(model) for rewrite in (use_convolutions, join_siblings, use_one_token)]
     return bytes(model.SerializeToString()) if any(gained) else None
 
 

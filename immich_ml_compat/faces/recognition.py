@@ -54,7 +54,8 @@ class FaceRecognizer:
         """
         name = self._session.inputs[0].name
         faces = ({name: look_up(align(image, points), _NORMALISED)[None]} for points in landmarks)
-        embeddings = [require_finite(output.reshape(-1), self._name) for output, *_ in self._session.run_many(faces)]
+        outputs = self._session.run_many(faces, expected=len(landmarks))
+        embeddings = [require_finite(output.reshape(-1), self._name) for output, *_ in outputs]
         return np.stack(embeddings) if embeddings else np.empty((0, 0), np.float32)
 
 

@@ -39,6 +39,12 @@ def is_tall(quad: NDArray[np.float32]) -> bool:
     return height >= TALL_RATIO * width
 
 
+def aspect_ratio(quad: NDArray[np.float32]) -> float:
+    """Return the length of the line in a box [4, 2] by its height."""
+    width, height = _sides(quad)
+    return height / width if is_tall(quad) else width / height
+
+
 def cut_line(image: Image.Image, quad: NDArray[np.float32], *, half_turn: bool = False) -> NDArray[np.uint8]:
     """Cut a box [4, 2] out of an RGB image and scale it: BGR, as PP-OCR was trained, uint8 [48, W', 3].
 

@@ -15,6 +15,7 @@ from ..outputs import require_finite
 from ..store import ModelFiles
 from ..tensors import VALUES, look_up, to_bgr
 from .boxes import TextBoxes, boxes_from_map
+from .scaling import scale
 
 MIN_IMAGE_SIDE = 32
 """Nothing is found in an image with a shorter side (pixels)."""
@@ -67,8 +68,8 @@ class TextDetector:
         if min(image.size) < MIN_IMAGE_SIDE:
             return TextBoxes.none()
         size = input_size(*image.size, max_resolution, min_resolution)
-        scaled = image.resize(size, Image.Resampling.LANCZOS)
-        return boxes_from_map(self._probabilities(np.asarray(scaled)), image.size, min_score)
+        scaled = scale(image, size, self._session.spare_threads)
+        return boxes_from_map(self._probabilities(scaled), image.size, min_score)
 
     def _probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the network on RGB uint8 [H, W, 3], tile by tile: float32 [H, W]."""

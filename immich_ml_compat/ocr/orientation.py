@@ -5,13 +5,13 @@ the same boxes, only read from their other ends. So one question decides: does t
 half a turn? It is put to the recogniser itself, and only where the usual reading went badly.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .crops import cut_line
+from .crops import aspect_ratio, cut_line
 from .recognition import Reading, TextRecognizer
 
 GOOD_SCORE = 0.9
@@ -32,28 +32,25 @@ def read_page(
     Returns the readings in the boxes' order, and whether the page was read after half a turn; with
     `orientation` off it never is.
     """
-    widths: list[int] = []
+    longest_first = sorted(range(len(quads)), key=lambda i: -aspect_ratio(quads[i]))
 
-    def lines() -> Iterator[NDArray[np.uint8]]:
-        for quad in quads:
-            line = cut_line(image, quad)
-            widths.append(line.shape[1])
-            yield line
+    def read(boxes: Sequence[int], *, half_turn: bool = False) -> dict[int, Reading]:
+        lines = (cut_line(image, quads[i], half_turn=half_turn) for i in boxes)
+        return dict(zip(boxes, recognizer.read(lines, len(boxes)), strict=True))
 
-    readings = recognizer.read(lines())
-    if not orientation or not readings:
-        return readings, False
-    sample = sorted(range(len(widths)), key=lambda i: -widths[i])[:_SAMPLE]
+    readings = read(longest_first)  # so that no long one is left when all others have been read
+    usual = [readings[i] for i in range(len(quads))]
+    sample, rest = longest_first[:_SAMPLE], longest_first[_SAMPLE:]
+    if not orientation or not sample:
+        return usual, False
     score = _score([readings[i] for i in sample])
     if score >= GOOD_SCORE:
-        return readings, False
-    turned = recognizer.read(cut_line(image, quads[i], half_turn=True) for i in sample)
-    if _score(turned) < max(READABLE_SCORE, score + _MARGIN):
-        return readings, False
-    rest = [i for i in range(len(quads)) if i not in sample]
-    others = recognizer.read(cut_line(image, quads[i], half_turn=True) for i in rest)
-    by_box = dict(zip([*sample, *rest], [*turned, *others], strict=True))
-    return [by_box[i] for i in range(len(quads))], True
+        return usual, False
+    turned = read(sample, half_turn=True)
+    if _score(list(turned.values())) < max(READABLE_SCORE, score + _MARGIN):
+        return usual, False
+    turned |= read(rest, half_turn=True)
+    return [turned[i] for i in range(len(quads))], True
 
 
 def _score(readings: Sequence[Reading]) -> float:

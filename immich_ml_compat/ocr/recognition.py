@@ -69,10 +69,10 @@ class TextRecognizer:
         """Run once."""
         self.read([np.zeros((LINE_HEIGHT, MIN_WIDTH, 3), np.uint8)])
 
-    def read(self, lines: Iterable[NDArray[np.uint8]]) -> list[Reading]:
+    def read(self, lines: Iterable[NDArray[np.uint8]], expected: int = 1) -> list[Reading]:
         """Read lines, each BGR uint8 [48, W, 3], taking the next ones while the first are read.
 
-        Raises ModelOutputError.
+        `expected` is how many there will be. Raises ModelOutputError.
         """
         parts: list[list[tuple[int, Reading]]] = []
         places: deque[tuple[int, int]] = deque()
@@ -85,7 +85,7 @@ class TextRecognizer:
                     places.append((index, gap))
                     yield {name: pad(strip)}
 
-        for logits, *_ in self._session.run_many(inputs()):
+        for logits, *_ in self._session.run_many(inputs(), expected):
             index, gap = places.popleft()
             parts[index].append((gap, self._decode(logits)))
         return [_join(line) for line in parts]
