@@ -1,6 +1,8 @@
 """Pixels to a network's input: what each value becomes is looked up, not computed for every pixel."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import cv2
 import numpy as np
@@ -14,14 +16,15 @@ VALUES = np.arange(256, dtype=np.float32)
 def look_up(
     pixels: NDArray[np.uint8], table: NDArray[np.float32], planes: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Turn uint8 [H, W, 3] into float32 [3, H, W], where a sample v of channel c becomes `table[c, v]`.
+    """Turn uint8 [H, W, 3 or more] into float32 [3, H, W], where a sample v of channel c becomes `table[c, v]`.
 
-    `table` is float32 [3, 256]. The result is written to the top left of `planes` [3, ≥ H, ≥ W], where given.
+    Only three channels are looked at. `table` is float32 [3, 256]. The result is written to the top left of
+    `planes` [3, ≥ H, ≥ W], where given.
     """
     height, width = pixels.shape[:2]
     if planes is None:
         planes = np.empty((3, height, width), np.float32)
-    for samples, values, plane in zip(cv2.split(pixels), table, planes, strict=True):
+    for samples, values, plane in zip(cv2.split(pixels)[:3], table, planes, strict=True):
         cv2.LUT(samples, values, dst=plane[:height, :width])
     return planes
 
@@ -43,6 +46,36 @@ def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
             if not _copy(band, pixels[top:bottom]):
                 pixels[top:bottom] = np.asarray(band)
     return pixels
+
+
+@contextmanager
+def pixels_of(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
+    """Lend the pixels of an RGB image to be read: uint8 [H, W, 3 or 4], where a fourth channel means nothing.
+
+    They are Pillow's own where they lie in one place, and a copy of a large image's.
+    """
+    with ExitStack() as stack:
+        try:
+            pixels = stack.enter_context(_lent(image))
+        except _InPiecesError:
+            pixels = to_pixels(image)
+        yield pixels
+
+
+class _InPiecesError(Exception):
+    """An image lies in several places."""
+
+
+@contextmanager
+def _lent(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
+    """Lend an RGB image's own memory, uint8 [H, W, 4], to be read. Raises _InPiecesError."""
+    try:
+        _, capsule = image.__arrow_c_array__()  # it holds the image's memory: four bytes for each pixel
+    except ValueError:
+        raise _InPiecesError from None
+    array = ctypes.cast(_capsule_pointer(capsule, b"arrow_array"), ctypes.POINTER(_ArrowArray)).contents
+    memory = _memory_at(array.children[0].contents.buffers[1], 4 * image.width * image.height, _TO_READ)
+    yield np.frombuffer(memory, np.uint8).reshape(image.height, image.width, 4)
 
 
 class _ArrowArray(ctypes.Structure):
@@ -77,13 +110,10 @@ def _copy(image: Image.Image, pixels: NDArray[np.uint8]) -> bool:
     Pillow's own way copies it twice, and takes three times as long for a photo.
     """
     try:
-        _, capsule = image.__arrow_c_array__()  # it holds the image's memory: four bytes for each pixel
-    except ValueError:
+        with _lent(image) as held:
+            cv2.cvtColor(held, cv2.COLOR_RGBA2RGB, dst=pixels)
+    except _InPiecesError:
         return False
-    array = ctypes.cast(_capsule_pointer(capsule, b"arrow_array"), ctypes.POINTER(_ArrowArray)).contents
-    memory = _memory_at(array.children[0].contents.buffers[1], 4 * image.width * image.height, _TO_READ)
-    held = np.frombuffer(memory, np.uint8).reshape(image.height, image.width, 4)
-    cv2.cvtColor(held, cv2.COLOR_RGBA2RGB, dst=pixels)
     return True
 
 

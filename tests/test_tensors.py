@@ -11,11 +11,12 @@ from PIL import Image
 from immich_ml_compat import tensors
 from immich_ml_compat.clip.visual import OPENAI_MEAN, OPENAI_STD, Preprocessing
 from immich_ml_compat.faces.detection import preprocess
+from immich_ml_compat.faces.recognition import REFERENCE_LANDMARKS, align
 from immich_ml_compat.ocr.boxes import order_corners
 from immich_ml_compat.ocr.crops import LINE_HEIGHT, cut_line
 from immich_ml_compat.ocr.detection import normalise
 from immich_ml_compat.ocr.recognition import MIN_WIDTH, pad
-from immich_ml_compat.tensors import _copy, look_up, to_bgr, to_pixels
+from immich_ml_compat.tensors import _copy, look_up, pixels_of, to_bgr, to_pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -133,3 +134,35 @@ def test_pixels_taken_band_by_band_are_the_images(
     monkeypatch.setattr(tensors, "_copy", lambda image, pixels: image.height < size[0] and _copy(image, pixels))
     image = Image.fromarray(noise(*size, 3))
     np.testing.assert_array_equal(to_pixels(image), np.asarray(image))
+
+
+@given(st.integers(1, 1500), st.integers(1, 1500), st.floats(0.3, 6), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=60)
+def test_faces_are_the_same_in_pillows_own_pixels_as_in_a_copy(width: int, height: int, size: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+    copy = to_pixels(image)
+    landmarks = ((REFERENCE_LANDMARKS + random.normal(0, 3, (5, 2))) * size + random.uniform(-20, 300, 2)).astype(
+        np.float32
+    )
+    with pixels_of(image) as pixels:
+        assert pixels.shape == (height, width, 4), "in one place"
+        np.testing.assert_array_equal(pixels[:, :, :3], copy)
+        np.testing.assert_array_equal(preprocess(pixels)[0], preprocess(copy)[0])
+        np.testing.assert_array_equal(align(pixels, landmarks)[:, :, :3], align(copy, landmarks))
+
+
+def test_a_large_images_pixels_are_a_copy() -> None:
+    image = Image.fromarray(noise(9000, 1100, 3))
+    with pixels_of(image) as pixels:
+        np.testing.assert_array_equal(pixels, np.asarray(image))
+
+
+def test_pillows_own_pixels_cannot_be_written_to() -> None:
+    with pixels_of(Image.new("RGB", (3, 2))) as pixels, pytest.raises(ValueError, match="read-only"):
+        pixels[0, 0, 0] = 1
+
+
+def test_what_goes_wrong_while_pixels_are_lent_is_told() -> None:
+    with pytest.raises(ValueError, match="mine"), pixels_of(Image.new("RGB", (3, 2))):
+        raise ValueError("mine")

@@ -3,19 +3,24 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..answer import embedding_text
 from ..models import Models
 from ..plan import Faces
-from ..tensors import to_pixels
+from ..tensors import pixels_of
 from .detection import FaceDetector
 from .recognition import FaceRecognizer
 
 
 def find_faces(step: Faces, image: Image.Image, models: Models) -> Any:
     """Return the faces of an RGB image as the contract has them, best first."""
-    pixels = to_pixels(image)
+    with pixels_of(image) as pixels:
+        return _find_faces(step, pixels, models)
+
+
+def _find_faces(step: Faces, pixels: NDArray[np.uint8], models: Models) -> Any:
     with models.use(step.detector, FaceDetector) as detector:
         faces = detector.detect(pixels, step.min_score)
     boxes = np.round(faces.boxes) + np.float32(0)  # no -0.0

@@ -67,7 +67,7 @@ class FaceDetector:
         self.detect(np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8), 1.0)
 
     def detect(self, image: NDArray[np.uint8], min_score: float) -> DetectedFaces:
-        """Find the faces in RGB uint8 [H, W, 3] that score at least `min_score`, at most MAX_FACES."""
+        """Find the faces in RGB uint8 [H, W, 3 or 4] that score at least `min_score`, at most MAX_FACES."""
         tensor, scale = preprocess(image)
         outputs = self._session.run({self._session.inputs[0].name: tensor})
         scores = self._gather(outputs, 0, 1)[:, 0]
@@ -89,7 +89,7 @@ class FaceDetector:
 
 
 def preprocess(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
-    """Letterbox RGB uint8 [H, W, 3] at the top left of a black 640 × 640, and normalise.
+    """Letterbox RGB uint8 [H, W, 3 or 4] at the top left of a black 640 × 640, and normalise.
 
     Returns float32 [1, 3, 640, 640] and the scale from the image's pixels to the tensor's.
     """
@@ -99,8 +99,9 @@ def preprocess(image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
     else:
         scaled_height, scaled_width = max(1, int(INPUT_SIZE * (height / width))), INPUT_SIZE
     scaled = cv2.resize(image, (scaled_width, scaled_height)).astype(np.uint8, copy=False)
-    tensor = np.full((1, 3, INPUT_SIZE, INPUT_SIZE), _NORMALISED[0, 0])
+    tensor = np.empty((1, 3, INPUT_SIZE, INPUT_SIZE), np.float32)
     look_up(scaled, _NORMALISED, tensor[0])
+    tensor[..., scaled_height:, :] = tensor[..., scaled_width:] = _NORMALISED[0, 0]
     return tensor, scaled_height / height
 
 

@@ -48,9 +48,9 @@ class FaceRecognizer:
         self.embed(np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8), REFERENCE_LANDMARKS[None].astype(np.float32))
 
     def embed(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embed the faces of RGB uint8 [H, W, 3] that have these landmarks [N, 5, 2]: float32 [N, D], not normalised.
+        """Embed the faces of RGB uint8 [H, W, 3 or 4] that have these landmarks [N, 5, 2].
 
-        Raises ModelOutputError.
+        Returns float32 [N, D], not normalised. Raises ModelOutputError.
         """
         name = self._session.inputs[0].name
         faces = ({name: look_up(align(image, points), _NORMALISED)[None]} for points in landmarks)
@@ -60,7 +60,7 @@ class FaceRecognizer:
 
 
 def align(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Cut a face out of RGB uint8 [H, W, 3], its landmarks [5, 2] on the reference's: uint8 [112, 112, 3]."""
+    """Cut a face out of RGB uint8 [H, W, 3 or 4], its landmarks [5, 2] on the reference's: uint8 [112, 112, 3 or 4]."""
     matrix = similarity_transform(landmarks.astype(np.float64), REFERENCE_LANDMARKS)
     return cv2.warpAffine(image, matrix, (FACE_SIZE, FACE_SIZE)).astype(np.uint8, copy=False)
 
