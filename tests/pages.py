@@ -1,6 +1,6 @@
 """What the tests of OCR and faces share: pictures of text, distances between texts, a session without a model."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -107,6 +107,10 @@ class FakeSession(OneByOne):
     metadata: Mapping[str, str] = field(default_factory=dict)
     execution_provider: str = "fake"
     runs: list[Array] = field(default_factory=list)
+    expected: list[int] = field(default_factory=list)
+    """How many items each `run_many` was told to expect."""
+
+    spare_threads: int = 1
 
     @property
     def inputs(self) -> list[TensorInfo]:
@@ -119,3 +123,7 @@ class FakeSession(OneByOne):
     def run(self, inputs: Mapping[str, Any]) -> list[Array]:
         self.runs.append(inputs["x"])
         return self.answer(inputs["x"])
+
+    def run_many(self, items: Iterable[Mapping[str, Array]], expected: int = 1) -> Iterator[list[Array]]:
+        self.expected.append(expected)
+        return super().run_many(items)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from immich_ml_compat.engine import onnxruntime
 from immich_ml_compat.engine.full_precision import RetryInFull
 from immich_ml_compat.engine.half_precision import InHalf
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
@@ -242,3 +243,15 @@ def test_a_gpu_that_cannot_compute_gives_way_where_it_was_not(caplog: pytest.Log
     assert isinstance(engine, OnnxRuntimeEngine)
     assert (engine.device, scheduled.scheduler.cores) == ("cpu", available_cores())
     assert "ONNX Runtime on cpu in fp32: the GPU does not work here: GPU 0 cannot be used" in caplog.text
+
+
+def test_another_way_of_rewriting_has_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(device="cpu", engine="onnxruntime", cache_folder=tmp_path)
+    folders = []
+    for form in ("one", "two"):
+        monkeypatch.setattr(onnxruntime, "FORM", form)
+        engine = make_engine(choose(settings, GPU), settings).engine_of(1)
+        assert isinstance(engine, OnnxRuntimeEngine)
+        assert engine.optimized is not None
+        folders.append(engine.optimized.folder.name)
+    assert [f"-{form}-" in folder for form, folder in zip(("one", "two"), folders, strict=True)] == [True, True]

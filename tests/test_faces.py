@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from PIL import Image
 
+from immich_ml_compat import tensors
 from immich_ml_compat.catalog import ModelType, Task
 from immich_ml_compat.engine import Array
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSession
@@ -28,7 +31,13 @@ from immich_ml_compat.faces.detection import (
     FaceDetector,
     non_maximum_suppression,
 )
-from immich_ml_compat.faces.recognition import FACE_SIZE, FaceRecognizer, align, similarity_transform
+from immich_ml_compat.faces.recognition import (
+    FACE_SIZE,
+    REFERENCE_LANDMARKS,
+    FaceRecognizer,
+    align,
+    similarity_transform,
+)
 from immich_ml_compat.images import decode
 from immich_ml_compat.messages import PredictRequest
 from immich_ml_compat.service import Service
@@ -362,3 +371,23 @@ def test_embedding_that_is_not_finite_is_an_error(bad: float) -> None:
     assert recognizer.embed(np.zeros((64, 64, 3), np.uint8), landmarks).shape == (3, 512)
     with pytest.raises(ModelOutputError, match="'broken'"):
         recognizer.embed(np.full((64, 64, 3), 255, np.uint8), landmarks)
+
+
+def test_a_recogniser_is_told_how_many_faces_come() -> None:
+    session = FakeSession(lambda x: [np.ones((1, 4), np.float32)], (None, 3, FACE_SIZE, FACE_SIZE))
+    landmarks = np.stack([REFERENCE_LANDMARKS.astype(np.float32)] * 3)
+    embeddings = FaceRecognizer("fake", session).embed(np.zeros((200, 200, 3), np.uint8), landmarks)
+    assert embeddings.shape == (3, 4)
+    assert session.expected == [3]
+
+
+def test_a_preview_is_looked_at_where_pillow_has_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copied(_: Image.Image) -> None:
+        raise AssertionError("a copy was made")
+
+    monkeypatch.setattr(tensors, "to_pixels", copied)
+    file = BytesIO()
+    Image.new("RGB", (2160, 1440)).save(file, "PNG")
+    entries = {"facial-recognition": {kind: {"modelName": FACES} for kind in ("detection", "recognition")}}
+    request = PredictRequest(json.dumps(entries), file.getvalue())
+    assert Service(Settings(cache_folder=cache)).answer(request).status == 200

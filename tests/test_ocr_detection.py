@@ -28,6 +28,7 @@ from immich_ml_compat.ocr.detection import (
     normalise,
     tile_spans,
 )
+from immich_ml_compat.ocr.scaling import scale
 from immich_ml_compat.store import ModelKey, ModelStore
 
 from .model_folders import OCR
@@ -323,6 +324,19 @@ def test_map_that_is_not_finite_is_an_error(bad: float, height: int) -> None:
     session.answer = break_last
     with pytest.raises(ModelOutputError, match="broken"):
         detector.detect(image, 0.5, 1024)
+
+
+def test_picture_is_scaled_on_the_threads_that_are_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+
+    def noting(image: Image.Image, size: tuple[int, int], threads: int) -> NDArray[np.uint8]:
+        used.append(threads)
+        return scale(image, size, threads)
+
+    monkeypatch.setattr(detection, "scale", noting)
+    session = FakeSession(lambda x: [np.zeros((1, 1, *x.shape[2:]), np.float32)], spare_threads=3)
+    TextDetector("fake", session).detect(Image.new("RGB", (300, 200)), 0.5, 736)
+    assert used == [3]
 
 
 def test_picture_goes_in_as_bgr_from_minus_one_to_one() -> None:

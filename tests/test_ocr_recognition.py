@@ -28,9 +28,11 @@ from immich_ml_compat.ocr import crops as crops_module
 from immich_ml_compat.ocr import read_text
 from immich_ml_compat.ocr.crops import LINE_HEIGHT, MAX_ASPECT_RATIO, cut_line, split_line
 from immich_ml_compat.ocr.detection import TextDetector
+from immich_ml_compat.ocr.orientation import read_page
 from immich_ml_compat.ocr.recognition import (
     MIN_WIDTH,
     WIDE_STEP,
+    WIDTH_STEP,
     Reading,
     TextRecognizer,
     _join,
@@ -432,3 +434,24 @@ def test_box_score_stays_with_its_line(cache: Path) -> None:
         np.testing.assert_allclose(boxes.quads[own], quad, atol=1e-3)
         assert boxes.scores[own] == score
         np.testing.assert_allclose(quad[0], (x, y + 6), atol=10)
+
+
+def test_the_longest_lines_are_read_first_and_every_reading_is_its_boxes() -> None:
+    """A line's text is its width here."""
+
+    def answer(line: Array) -> list[Array]:
+        logits = np.zeros((1, 1, 100), np.float32)
+        logits[0, 0, line.shape[-1] // WIDTH_STEP] = 1
+        return [logits]
+
+    session = FakeSession(answer)
+    recognizer = TextRecognizer("fake", session, [chr(ord("A") + i) for i in range(100)])
+    lengths = [200, 700, 300, 600, 250, 900, 800, 400, 500, 650]
+    across = [[[9, y], [9 + length, y], [9 + length, y + 48], [9, y + 48]] for y, length in enumerate(lengths, 10)]
+    downwards = [[[9, 9], [57, 9], [57, 9 + 850], [9, 9 + 850]]]
+    quads = np.array([*across, *downwards], np.float32)
+    readings, _ = read_page(Image.new("RGB", (1000, 1000)), quads, recognizer, orientation=False)
+    expected = [padded_width(length) // WIDTH_STEP for length in (*lengths, 850)]
+    assert [ord(reading.text) - ord("A") for reading in readings] == expected
+    assert [run.shape[-1] // WIDTH_STEP for run in session.runs] == sorted(expected, reverse=True)
+    assert session.expected == [len(quads)]

@@ -18,7 +18,7 @@ from immich_ml_compat.engine.siblings import join_siblings
 
 from .oracles import packaged
 
-CHANNELS = 5
+CHANNELS = 64
 
 SCRFD = (2, 8, 20)
 """Filters for scores, boxes and landmarks."""
@@ -73,15 +73,34 @@ def test_joined_convolutions_give_the_same(
 ) -> None:
     model = heads(filters, kernel=kernel, bias=bias, opset=opset, **attributes)
     expected = run(model)
-    blocks = sum(-(-count // 8) for count in filters)
-    assert join_siblings(model) == (blocks > -(-sum(filters) // 8))
-    assert convolutions(model) == (1 if blocks > -(-sum(filters) // 8) else len(filters))
+    joined = join_siblings(model)
+    assert convolutions(model) == (1 if joined else len(filters))
     for mine, theirs in zip(run(model), expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("filters", "kernel", "pays"),
+    [(SCRFD, 3, True), ((1, 1), 3, True), ((8, 8), 3, False), ((9, 9), 1, False), ((100, 100), 1, False)],
+)
+def test_convolutions_are_joined_where_more_is_spared_than_it_takes_to_hand_the_results_out(
+    filters: Sequence[int], kernel: int, pays: bool
+) -> None:
+    assert join_siblings(heads(filters, kernel=kernel)) == pays
+
+
+def test_a_name_that_is_taken_is_left_alone() -> None:
+    model = heads(SCRFD)
+    model.graph.node.append(helper.make_node("Neg", ["x"], ["c0/joined"]))
+    model.graph.node.append(helper.make_node("Neg", ["c0/joined"], ["c0/joined/1"]))
+    expected = run(model)
+    assert join_siblings(model)
+    for mine, theirs in zip(run(model), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_several_families_are_joined_each_by_itself() -> None:
-    model, wide = heads(SCRFD), heads(SCRFD, kernel=1)
+    model, wide = heads(SCRFD), heads((1, 2, 3), kernel=1)
     for node in wide.graph.node:
         for names in (node.input, node.output):
             names[:] = [name if name == "x" else f"{name[0]}1{name[1:]}" for name in names]
@@ -97,7 +116,7 @@ def test_several_families_are_joined_each_by_itself() -> None:
     assert join_siblings(model)
     assert convolutions(model) == 2
     for mine, theirs in zip(run(model), expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 def weigh(graph: GraphProto, name: str, *shape: int) -> None:
@@ -140,10 +159,13 @@ def used_by_nobody(graph: GraphProto, second: NodeProto) -> None:
 def in_groups(graph: GraphProto, second: NodeProto) -> None:
     for i in (0, 1):
         next(node for node in graph.node if node.output[0] == f"c{i}").attribute.append(
-            helper.make_attribute("group", CHANNELS)
+            helper.make_attribute("group", 2)
         )
-        weigh(graph, f"w{i}", CHANNELS, 1, 3, 3)
-        weigh(graph, f"b{i}", CHANNELS)
+        weigh(graph, f"w{i}", 2, CHANNELS // 2, 3, 3)
+
+
+def a_filter_that_may_be_given(graph: GraphProto, second: NodeProto) -> None:
+    graph.input.append(helper.make_tensor_value_info(second.input[1], TensorProto.FLOAT, [2, CHANNELS, 3, 3]))
 
 
 @pytest.mark.parametrize(
@@ -157,9 +179,11 @@ def in_groups(graph: GraphProto, second: NodeProto) -> None:
         an_activation,
         used_by_nobody,
         in_groups,
+        a_filter_that_may_be_given,
     ],
 )
 def test_what_differs_stays_apart(change: Callable[[GraphProto, NodeProto], None]) -> None:
+    assert join_siblings(heads([2, 2]))
     model = heads([2, 2])
     change(model.graph, next(node for node in model.graph.node if node.output[0] == "c1"))
     before = model.SerializeToString()
@@ -178,4 +202,4 @@ def test_a_published_face_detector_gives_the_same_with_six_convolutions_less(tmp
     picture = np.random.default_rng(0).uniform(-1, 1, (1, 3, 640, 640)).astype(np.float32)
     name = expected.inputs[0].name
     for mine, theirs in zip(session.run({name: picture}), expected.run({name: picture}), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -65,13 +65,13 @@ class Scheduler:
     def __init__(self, cores: int, narrow: int, wide: int, max_batch: int = 1, cpu_cores: int | None = None) -> None:
         """`narrow` and `wide` are the threads that a run has beside others and by itself.
 
-        `max_batch` is the most items of one run, `cpu_cores` are those for what comes before graphs (None: `cores`).
+        `max_batch` is the most items of one run, `cpu_cores` are those for what comes before graphs (None: `wide`).
         """
         self.narrow = narrow
         self.wide = wide
         self.max_batch = max_batch
         self.cores = self._free = max(cores, narrow, wide)
-        self._cpu_cores = cpu_cores or self.cores
+        self._cpu_cores = cpu_cores or wide
         self._photos = 0
         self._batches: Counter[int] = Counter()
         self._waiting: deque[_Run] = deque()

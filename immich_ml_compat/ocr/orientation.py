@@ -34,15 +34,23 @@ def read_page(
     """
     longest_first = sorted(range(len(quads)), key=lambda i: -aspect_ratio(quads[i]))
 
+    widths: dict[int, int] = {}
+
+    def cut(box: int, *, half_turn: bool) -> NDArray[np.uint8]:
+        line = cut_line(image, quads[box], half_turn=half_turn)
+        widths[box] = line.shape[1]
+        return line
+
     def read(boxes: Sequence[int], *, half_turn: bool = False) -> dict[int, Reading]:
-        lines = (cut_line(image, quads[i], half_turn=half_turn) for i in boxes)
+        lines = (cut(box, half_turn=half_turn) for box in boxes)
         return dict(zip(boxes, recognizer.read(lines, len(boxes)), strict=True))
 
     readings = read(longest_first)  # so that no long one is left when all others have been read
     usual = [readings[i] for i in range(len(quads))]
-    sample, rest = longest_first[:_SAMPLE], longest_first[_SAMPLE:]
-    if not orientation or not sample:
+    if not orientation or not usual:
         return usual, False
+    by_width = sorted(range(len(quads)), key=lambda i: -widths[i])
+    sample, rest = by_width[:_SAMPLE], by_width[_SAMPLE:]
     score = _score([readings[i] for i in sample])
     if score >= GOOD_SCORE:
         return usual, False
