@@ -41,7 +41,7 @@ def test_photos_are_the_same_on_several_threads(side: tuple[int, int], threads: 
 
 def test_a_photo_whose_part_would_be_rounded_in_another_way_is_the_same() -> None:
     """Scaled as a photo of its own, three quarters on, a part of this one has pixels that differ by one."""
-    row = np.random.default_rng(0).integers(0, 256, (12800, 4560, 3), np.uint8)[2661]
+    row = np.random.default_rng(0).integers(0, 256, (2662, 4560, 3), np.uint8)[-1]
     image, size = Image.fromarray(np.repeat(row[None], 736, axis=0)), (1408, 736)
     whole = scale(image, size)
     np.testing.assert_array_equal(scale(image, size, 4), whole)
