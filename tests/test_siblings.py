@@ -93,8 +93,12 @@ def test_a_name_that_is_taken_is_left_alone() -> None:
     model = heads(SCRFD)
     model.graph.node.append(helper.make_node("Neg", ["x"], ["c0/joined"]))
     model.graph.node.append(helper.make_node("Neg", ["c0/joined"], ["c0/joined/1"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "c0/joined'/2"))
     expected = run(model)
     assert join_siblings(model)
+    names = [name for node in model.graph.node for name in node.output]
+    names += [tensor.name for tensor in model.graph.initializer]
+    assert len(names) == len(set(names))
     for mine, theirs in zip(run(model), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 

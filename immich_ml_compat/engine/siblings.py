@@ -26,7 +26,8 @@ _BLOCK = 8
 """Filters that are computed at a time, on some CPUs twice as many."""
 
 _COPYING = 64
-"""Handing out one value of the joined picture takes about as long as so many products of a convolution."""
+"""Handing out one value of the joined picture takes no longer than so many products of a convolution. A guess on the
+safe side: where two convolutions of 100 filters, of 1 × 1 on 16 channels, were joined, it took as long as 20."""
 
 _END = ""
 """Stands for whoever runs the graph, among the operators that take a tensor."""
@@ -37,7 +38,7 @@ activation, it may compute within the blocks, or within the convolution: a split
 
 
 def join_siblings(model: "ModelProto") -> bool:
-    """Join convolutions where that spares blocks of filters; tell whether any were joined."""
+    """Join convolutions where that pays; tell whether any were joined."""
     if not knows(model, _LEAST_OPSET):
         return False
     graph = model.graph
@@ -108,7 +109,9 @@ def _join(model: "ModelProto", group: "Sequence[NodeProto]") -> "list[NodeProto]
     outputs, filters = [node.output[0] for node in group], [shapes[node.input[1]][0] for node in group]
     picture, *constants = group[0].input
     prefix = f"{outputs[0]}/joined"
-    while any(name.startswith(prefix) for node in model.graph.node for name in node.output):
+    taken = [*shapes, *(value.name for value in model.graph.input)]
+    taken += [name for node in model.graph.node for name in node.output]
+    while any(name.startswith(prefix) for name in taken):
         prefix += "'"
     names = [f"{prefix}/{place}" for place in range(1, 1 + len(constants))]
     whole = [
