@@ -115,6 +115,7 @@ class Models:
         self._lock = threading.Lock()
         self._failures: dict[ModelKey, ModelFailure] = {}
         self._fetching = 0
+        self._released = clock()
 
     @contextmanager
     def use(self, key: ModelKey, kind: type[ModelT]) -> Iterator[ModelT]:
@@ -219,8 +220,18 @@ class Models:
 
     def release(self) -> None:
         """Give memory that nothing needs back to the system."""
+        self._released = self._clock()
         self._engine.release()
         release()
+
+    def rests(self, seconds: float) -> bool:
+        """Tell whether a model has had nothing to do for so long, and what its runs took was not given back since."""
+        now = self._clock()
+        with self._lock:
+            return any(
+                not slot.users and slot.last_used > self._released and now - slot.last_used >= seconds
+                for slot in self._slots.values()
+            )
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Return what is in memory."""

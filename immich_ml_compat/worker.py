@@ -36,6 +36,10 @@ LINGER_S = 40.0
 RELEASE_EVERY_S = 60.0
 """Seconds after which a worker that never rests gives back what it does not need: what large photos took, above all."""
 
+REST_S = 3.0
+"""Seconds without use after which a model rests. What its runs took then goes back, whatever else is busy: of two jobs
+one after the other, the second does not keep what the first one needed."""
+
 PRELOAD_PAUSE_S, PRELOAD_LONGEST_PAUSE_S = 30.0, 600.0
 
 log = logging.getLogger(__name__)
@@ -117,7 +121,8 @@ class Worker:
         with suppress(LinkClosedError):
             while not self._ended.wait(self._poll_s):
                 rests = not self._busy and self._last_busy > released
-                if rests or (self._busy and time.monotonic() - released >= RELEASE_EVERY_S):
+                long = self._busy and time.monotonic() - released >= RELEASE_EVERY_S
+                if rests or long or self._service.models.rests(REST_S):
                     self._service.models.release()
                     released = time.monotonic()
                 if not self._service.models.unload_expired() and self._may_end():

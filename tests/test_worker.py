@@ -69,15 +69,28 @@ class BusyService(OddService):
     def release(self) -> None:
         self.released.set()
 
+    def rests(self, seconds: float) -> bool:
+        return False
+
     def unload_expired(self) -> int:
         return 1
 
 
-def test_a_worker_that_never_rests_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "RELEASE_EVERY_S", 1.5)
+class HalfBusyService(BusyService):
+    """One of its models has had nothing to do for a while."""
+
+    def rests(self, seconds: float) -> bool:
+        return seconds == worker_module.REST_S
+
+
+@pytest.mark.parametrize(("service", "every_s"), [(BusyService, 1.5), (HalfBusyService, 1e6)])
+def test_a_worker_that_never_rests_gives_memory_back(
+    service: type[BusyService], every_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "RELEASE_EVERY_S", every_s)
     ours, theirs = socket.socketpair()
     front, line = WorkerEnd(ours), WorkerEnd(theirs)
-    worker = Worker(line, cast(Service, BusyService()), Settings(model_ttl_poll_s=1))
+    worker = Worker(line, cast(Service, service()), Settings(model_ttl_poll_s=1))
     thread = threading.Thread(target=worker.run)
     thread.start()
     assert isinstance(front.receive(), Ready)
