@@ -13,7 +13,7 @@ export MACHINE_LEARNING_CACHE_FOLDER ?= model_cache
 serve: $(VENV)/.runtime
 	$(BIN)/immich-ml-compat serve
 
-test: lint $(VENV)/.oracles
+test: lint $(VENV)/.oracles $(VENV)/.openvino-provider
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # What takes longer than a test may; the last results are in docs/reliability.md.
@@ -98,12 +98,18 @@ $(VENV)/.reference: $(VENV)/.dev requirements/reference.lock
 	$(INSTALL) --upgrade --target $(VENV)/reference -r requirements/reference.lock
 	touch $@
 
+# The build of ONNX Runtime that has OpenVINO as a provider: kept apart, for the processes of its tests.
+$(VENV)/.openvino-provider: $(VENV)/.dev requirements/onnxruntime-openvino.lock
+	$(INSTALL) --upgrade --target $(VENV)/onnxruntime-openvino -r requirements/onnxruntime-openvino.lock
+	touch $@
+
 COMPILE = uv pip compile --universal --generate-hashes --no-annotate --no-header --python-version 3.11 $(UPGRADE)
 
 lock:
 	$(COMPILE) requirements/build.in -o requirements/build.lock
 	$(COMPILE) requirements/deploy.in -o requirements/deploy.lock
 	$(COMPILE) requirements/reference.in -o requirements/reference.lock
+	$(COMPILE) --no-deps requirements/onnxruntime-openvino.in -o requirements/onnxruntime-openvino.lock
 	$(COMPILE) pyproject.toml --excludes requirements/runtime-excludes.txt -o requirements/runtime.lock
 	$(COMPILE) pyproject.toml --extra cuda --excludes requirements/runtime-excludes.txt --excludes requirements/cuda-excludes.txt -c requirements/runtime.lock -o requirements/cuda.lock
 	$(COMPILE) pyproject.toml --group dev --excludes requirements/dev-excludes.txt -c requirements/runtime.lock -o requirements/dev.lock

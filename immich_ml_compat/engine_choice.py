@@ -59,10 +59,10 @@ def choose(settings: Settings, machine: Machine) -> Choice:
 def _engine(settings: Settings, machine: Machine) -> tuple[EngineName, Device, str]:
     """The engine, the device and the reason."""
     engine, device = settings.engine, settings.device
-    if (engine, device) in (("openvino", "cuda"), ("onnxruntime", "openvino-gpu")):
-        raise refusal(settings, f"{_TITLES[engine]} does not run there; take {PREFIX}ENGINE=auto")
+    if (engine, device) == ("openvino", "cuda"):
+        raise refusal(settings, f"OpenVINO does not run there; take {PREFIX}ENGINE=auto")
     if device == "openvino-gpu":
-        return "openvino", device, _AS_SET
+        return "onnxruntime" if engine == "onnxruntime" else "openvino", device, _AS_SET
     if engine == "openvino":
         return engine, "cpu", _AS_SET
     if device == "cuda":

@@ -55,19 +55,25 @@ def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: 
     from .engine import onnxruntime
     from .engine.derived import DerivedGraphs
 
-    assert choice.device != "openvino-gpu"
-    kind = f"onnxruntime-{onnxruntime.VERSION}-{onnxruntime.FORM}-{cpu_kind()}"
-    kept = compiled_folder(settings.cache_folder, kind)
     engine = onnxruntime.OnnxRuntimeEngine(
         choice.device,
         device_id,
         inter_op_threads=settings.model_inter_op_threads,
         arena=settings.model_arena,
-        optimized=DerivedGraphs(kept) if choice.device == "cpu" else None,
     )
+    if choice.device == "cpu":
+        kind = f"onnxruntime-{onnxruntime.VERSION}-{onnxruntime.FORM}-{cpu_kind()}"
+        engine = replace(engine, optimized=DerivedGraphs(compiled_folder(settings.cache_folder, kind)))
+    if choice.device == "openvino-gpu":
+        kept = compiled_folder(settings.cache_folder, f"onnxruntime-{onnxruntime.VERSION}-openvino")
+        engine = replace(engine, compiled=kept, precision="fp16" if choice.precision == "fp16" else "fp32")
     engine.check()
     if choice.precision == "fp32":
         return lambda threads: replace(engine, intra_op_threads=threads)
+    if choice.device == "openvino-gpu":
+        from .engine.full_precision import RetryInFull
+
+        return lambda _: RetryInFull(engine, replace(engine, precision="fp32"))
 
     from .engine.half_precision import InHalf
 

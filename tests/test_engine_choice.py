@@ -60,6 +60,12 @@ MACHINES = (PLAIN, BF16, AMX, GPU, BARE, NO_ONNX, ARM)
         ({"device": "openvino-gpu"}, PLAIN, "openvino openvino-gpu fp16"),
         ({"device": "openvino-gpu", "precision": "fp32"}, GPU, "openvino openvino-gpu fp32"),
         ({"device": "openvino-gpu", "precision": "fp16"}, BF16, "openvino openvino-gpu fp16"),
+        ({"engine": "onnxruntime", "device": "openvino-gpu"}, BARE, "onnxruntime openvino-gpu fp16"),
+        (
+            {"engine": "onnxruntime", "device": "openvino-gpu", "precision": "fp32"},
+            GPU,
+            "onnxruntime openvino-gpu fp32",
+        ),
     ],
 )
 def test_what_is_chosen(asked: dict[str, Any], machine: Machine, found: str) -> None:
@@ -85,7 +91,6 @@ def test_what_is_chosen(asked: dict[str, Any], machine: Machine, found: str) -> 
         ({"engine": "openvino"}, BARE, "OpenVINO is not installed; install the package openvino"),
         ({"device": "openvino-gpu"}, BARE, "OpenVINO is not installed"),
         ({"engine": "openvino", "device": "cuda"}, GPU, "OpenVINO does not run there"),
-        ({"engine": "onnxruntime", "device": "openvino-gpu"}, GPU, "ONNX Runtime does not run there"),
     ],
 )
 def test_what_cannot_be_had_is_an_error(asked: dict[str, Any], machine: Machine, cause: str) -> None:
@@ -202,6 +207,10 @@ def test_in_less_than_single_precision_there_is_a_way_back() -> None:
         ({"PRECISION": "int8"}, "MACHINE_LEARNING_PRECISION=int8: int8 is not offered: "),
         ({"ENGINE": "openvino", "DEVICE": "cuda"}, "MACHINE_LEARNING_ENGINE=openvino MACHINE_LEARNING_DEVICE=cuda: "),
         ({"DEVICE": "openvino-gpu", "DEVICE_IDS": "7"}, "MACHINE_LEARNING_DEVICE=openvino-gpu: OpenVINO cannot use"),
+        (
+            {"ENGINE": "onnxruntime", "DEVICE": "openvino-gpu"},
+            "MACHINE_LEARNING_ENGINE=onnxruntime MACHINE_LEARNING_DEVICE=openvino-gpu: This build of ONNX Runtime",
+        ),
     ],
 )
 def test_the_server_does_not_start_without_it(tmp_path: Path, variables: dict[str, str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime as an engine, on the CPU or an NVIDIA GPU."""
+"""ONNX Runtime as an engine, on the CPU, an NVIDIA GPU, or by its OpenVINO provider on Intel graphics."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,31 +25,25 @@ VERSION = ort.__version__
 FORM = "simpler2"
 """Names what graphs are rewritten to: another one for every change of that, so that forms on disk are made anew."""
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "openvino-gpu"]
 
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_CPU, _CUDA, _OPENVINO = "CPUExecutionProvider", "CUDAExecutionProvider", "OpenVINOExecutionProvider"
+
+_BUILDS = {_CUDA: "onnxruntime-gpu", _OPENVINO: "onnxruntime-openvino"}
+"""The packages that have these providers; only one build of ONNX Runtime can be installed at a time."""
+
+_OPENVINO_DEVICE = "GPU.{}"
+"""OpenVINO's name of a device, by its number. Tests take its `CPU`, with which the provider works as well."""
 
 # Where the threads are left to the engine: two, as in the stock server, so that a small machine stays usable.
 _DEFAULT_INTRA_OP_THREADS = 2
 _DEFAULT_INTER_OP_THREADS = 1
 
-# ONNX Runtime's exceptions share no base class of their own.
-_ERRORS = (
-    ort_errors.DeviceReset,
-    ort_errors.EPFail,
-    ort_errors.EngineError,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.ModelLoadCanceled,
-    ort_errors.ModelRequiresCompilation,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotFound,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
+# ONNX Runtime's exceptions share no base class of their own, and some builds have more of them than others.
+_ERRORS: tuple[type[Exception], ...] = tuple(
+    error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
+_ERRORS_OR_OURS: tuple[type[Exception], ...] = (EngineError, *_ERRORS)
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -66,7 +60,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 class OnnxRuntimeEngine:
     """Loads graphs into ONNX Runtime sessions. Thread counts of 0 mean the engine's own choice.
 
-    `auto` takes the GPU where this build of ONNX Runtime has CUDA and the CPU otherwise; `cuda` is an error
+    `auto` takes the GPU where this build of ONNX Runtime has CUDA and the CPU otherwise; any other device is an error
     where it cannot be had.
     """
 
@@ -78,6 +72,12 @@ class OnnxRuntimeEngine:
     optimized: DerivedGraphs | None = None
     """Where optimised graphs are kept, for the CPU."""
 
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """In which OpenVINO's provider computes; the others compute in the graph's own."""
+
+    compiled: Path | None = None
+    """A folder in which OpenVINO's provider keeps what it has compiled."""
+
     def available_providers(self) -> list[str]:
         """Return the execution providers of this build of ONNX Runtime, best first."""
         providers: list[str] = ort.get_available_providers()
@@ -88,22 +88,27 @@ class OnnxRuntimeEngine:
         """The execution provider that sessions ask for. Raises EngineError where the device is not in this build."""
         if self.device == "cpu" or (self.device == "auto" and _CUDA not in self.available_providers()):
             return _CPU
-        if _CUDA not in self.available_providers():
-            raise EngineError(f"This build of ONNX Runtime ({ort.__version__}) has no CUDA: install onnxruntime-gpu")
-        return _CUDA
+        provider = _OPENVINO if self.device == "openvino-gpu" else _CUDA
+        if provider not in self.available_providers():
+            what, build = provider.removesuffix("ExecutionProvider"), _BUILDS[provider]
+            raise EngineError(f"This build of ONNX Runtime ({ort.__version__}) has no {what}: install {build}")
+        return provider
 
     def check(self) -> None:
         """Raise EngineError where the device is not in this build of ONNX Runtime, or a GPU cannot compute with it."""
-        if self.execution_provider != _CUDA:
+        provider = self.execution_provider
+        if provider == _CPU:
             return
         try:
-            session = replace(self, device="cuda")._session(Path("trial.onnx"), self._options(), _TRIAL)
+            asked = replace(self, device="cuda") if provider == _CUDA else self
+            session = asked._session(Path("trial.onnx"), self._options(), _TRIAL)
             session.run(None, {_INPUT: np.ones((1, 1, 1, 1), np.float32)})
-        except (EngineError, *_ERRORS) as error:
-            built = f"ONNX Runtime {ort.__version__} for CUDA {getattr(ort, 'cuda_version', '')}".rstrip()
+        except _ERRORS_OR_OURS as error:
+            kind = f"CUDA {getattr(ort, 'cuda_version', '')}" if provider == _CUDA else "OpenVINO"
             raise EngineError(
-                f"GPU {self.device_id} cannot be used by {built}: {' '.join(str(error).split())}; "
-                "docs/deployment.md tells which GPUs and drivers can, for others there is the CPU image"
+                f"GPU {self.device_id} cannot be used by ONNX Runtime {ort.__version__} for {kind.rstrip()}: "
+                f"{' '.join(str(error).split())}; docs/deployment.md tells which GPUs and drivers can, for others "
+                "there is the CPU image"
             ) from error
 
     def load(self, path: Path) -> "OnnxRuntimeSession":
@@ -199,19 +204,29 @@ class OnnxRuntimeEngine:
             ort.preload_dlls()  # finds the CUDA libraries that came as wheels
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        providers = [(provider, {"device_id": self.device_id} if provider == _CUDA else {}), (_CPU, {})]
+        providers: dict[str, dict[str, Any]] = {provider: self._provider_options(provider), _CPU: {}}
         try:
-            session = ort.InferenceSession(graph or path, options, providers=list(dict(providers).items()))
+            session = ort.InferenceSession(graph or path, options, providers=list(providers.items()))
         except _ERRORS as error:
             raise engine_error(path, str(error)) from error
         self._check_provider(provider, session.get_providers())
         return session
 
+    def _provider_options(self, provider: str) -> dict[str, Any]:
+        """https://onnxruntime.ai/docs/execution-providers: those of CUDA and of OpenVINO."""
+        if provider == _CUDA:
+            return {"device_id": self.device_id}
+        if provider != _OPENVINO:
+            return {}
+        options = {"device_type": _OPENVINO_DEVICE.format(self.device_id), "precision": self.precision.upper()}
+        return options if self.compiled is None else options | {"cache_dir": str(self.compiled)}
+
     def _check_provider(self, wanted: str, given: Sequence[str]) -> None:
         """ONNX Runtime falls back to the CPU with no more than a line on stderr."""
         if wanted in given:
             return
-        message = f"{wanted} could not be used (driver, CUDA or cuDNN missing?)"
+        missing = "driver, CUDA or cuDNN" if wanted == _CUDA else "driver or device"
+        message = f"{wanted} could not be used ({missing} missing?)"
         if self.device != "auto":
             raise EngineError(message)
         log.warning("%s; running on the CPU", message)
