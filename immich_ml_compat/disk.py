@@ -18,3 +18,13 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def can_write(folder: Path) -> bool:
+    """Tell whether a folder can be written to; it is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+    except OSError:
+        return False
+    return True

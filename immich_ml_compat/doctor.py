@@ -28,7 +28,8 @@ from .settings import ConfigurationError, Settings
 from .store import ModelKey, ModelStore
 
 _PACKAGES = (
-    "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "opencv-python-headless", "pillow", "tokenizers", "rapidocr",
+    "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "numpy", "opencv-python-headless", "pillow",
+    "tokenizers", "rapidocr",
 )  # fmt: skip
 
 _PAIRS = {

@@ -73,7 +73,10 @@ def _onnxruntime(choice: Choice, settings: Settings, device_id: int, scheduler: 
     if choice.device == "openvino-gpu":
         from .engine.full_precision import RetryInFull
 
-        return lambda _: RetryInFull(engine, replace(engine, precision="fp32"))
+        full = replace(engine, precision="fp32")
+        return lambda threads: RetryInFull(
+            replace(engine, intra_op_threads=threads), replace(full, intra_op_threads=threads)
+        )
 
     from .engine.half_precision import InHalf
 

@@ -224,12 +224,12 @@ class Models:
         self._engine.release()
         release()
 
-    def rests(self, seconds: float) -> bool:
+    def release_is_due(self, rest_s: float) -> bool:
         """Tell whether a model has had nothing to do for so long, and what its runs took was not given back since."""
         now = self._clock()
         with self._lock:
             return any(
-                not slot.users and slot.last_used > self._released and now - slot.last_used >= seconds
+                not slot.users and slot.last_used > self._released and now - slot.last_used >= rest_s
                 for slot in self._slots.values()
             )
 

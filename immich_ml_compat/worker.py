@@ -37,8 +37,8 @@ RELEASE_EVERY_S = 60.0
 """Seconds after which a worker that never rests gives back what it does not need: what large photos took, above all."""
 
 REST_S = 3.0
-"""Seconds without use after which a model rests. What its runs took then goes back, whatever else is busy: of two jobs
-one after the other, the second does not keep what the first one needed."""
+"""Seconds without use after which what a model's runs took may go back, whatever else is busy: of two jobs one after
+the other, the second does not hold what the first one needed. It goes when the models' times are looked at next."""
 
 PRELOAD_PAUSE_S, PRELOAD_LONGEST_PAUSE_S = 30.0, 600.0
 
@@ -120,9 +120,9 @@ class Worker:
         released = time.monotonic()
         with suppress(LinkClosedError):
             while not self._ended.wait(self._poll_s):
-                rests = not self._busy and self._last_busy > released
-                long = self._busy and time.monotonic() - released >= RELEASE_EVERY_S
-                if rests or long or self._service.models.rests(REST_S):
+                idle = not self._busy and self._last_busy > released
+                overdue = self._busy and time.monotonic() - released >= RELEASE_EVERY_S
+                if idle or overdue or self._service.models.release_is_due(REST_S):
                     self._service.models.release()
                     released = time.monotonic()
                 if not self._service.models.unload_expired() and self._may_end():

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
-from immich_ml_compat.engine import onnxruntime
+from immich_ml_compat.engine import EngineError, onnxruntime
 from immich_ml_compat.engine.full_precision import RetryInFull
 from immich_ml_compat.engine.half_precision import InHalf
 from immich_ml_compat.engine.onnxruntime import OnnxRuntimeEngine
@@ -171,7 +174,7 @@ def test_where_cuda_does_not_work() -> None:
         assert engine.optimized is not None
         assert scheduled.scheduler.max_batch == 1
     for settings in (Settings(device="cuda"), Settings(precision="fp16")):
-        with pytest.raises(ConfigurationError, match=r"has no CUDA: install onnxruntime-gpu$"):
+        with pytest.raises(ConfigurationError, match=r"has no CUDA: in place of it install onnxruntime-gpu$"):
             make_engine(choose(settings, GPU), settings)
 
 
@@ -252,6 +255,24 @@ def test_a_gpu_that_cannot_compute_gives_way_where_it_was_not(caplog: pytest.Log
     assert isinstance(engine, OnnxRuntimeEngine)
     assert (engine.device, scheduled.scheduler.cores) == ("cpu", available_cores())
     assert "ONNX Runtime on cpu in fp32: the GPU does not work here: GPU 0 cannot be used" in caplog.text
+
+
+def test_a_gpu_that_is_lost_is_an_error(tmp_path: Path) -> None:
+    """ONNX Runtime would go on with the CPU, and say so on standard output only."""
+    path = tmp_path / "sum.onnx"
+    path.write_bytes(onnxruntime._SMALLEST)
+    session = OnnxRuntimeEngine("cpu").load(path)
+    session._session._sess = lost = MagicMock()
+    lost.run.side_effect = EPFail("the device is gone")
+    lost.is_webgpu_graph_capture_enabled.return_value = False
+    with pytest.raises(EngineError, match=r"sum\.onnx: the device is gone$"):
+        session.run({session.inputs[0].name: np.ones(1, np.float32)})
+
+
+def test_every_error_of_onnx_runtime_is_known() -> None:
+    assert {"Fail", "EPFail", "RuntimeException", "InvalidProtobuf"} <= {
+        error.__name__ for error in onnxruntime._ERRORS
+    }
 
 
 def test_another_way_of_rewriting_has_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

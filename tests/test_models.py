@@ -196,31 +196,31 @@ def test_a_preloaded_model_is_warmed_and_stays(tmp_path: Path) -> None:
     assert shelf.models.unload_expired() == 1
 
 
-def test_a_model_rests_until_memory_is_given_back(tmp_path: Path) -> None:
+def test_what_a_model_took_is_to_go_back_once_it_rests(tmp_path: Path) -> None:
     put(tmp_path / "clip" / NAME / "visual" / "model.onnx")
     put(tmp_path / "clip" / NAME / "textual" / "model.onnx")
     now = 0.0
     shelf = Shelf(tmp_path, clock=lambda: now)
-    assert not shelf.models.rests(3), "none is there"
+    assert not shelf.models.release_is_due(3), "none is there"
     other = ModelKey(Task.CLIP, NAME, ModelType.TEXTUAL)
     shelf.load_with(other, Loader())
     now = 1.0
     shelf.get(KEY, Loader())
     now = 3.5
-    assert not shelf.models.rests(3), "not for so long yet"
+    assert not shelf.models.release_is_due(3), "not for so long yet"
     now = 4.0
     with shelf.models.use(KEY, FakeModel):
         now = 100.0
-        assert not shelf.models.rests(3), "it is in use"
+        assert not shelf.models.release_is_due(3), "it is in use"
     with shelf.models.use(other, FakeModel):
-        assert not shelf.models.rests(3)
+        assert not shelf.models.release_is_due(3)
         now = 103.0
-        assert shelf.models.rests(3), "whatever another one does"
+        assert shelf.models.release_is_due(3), "whatever another one does"
         shelf.models.release()
         now = 200.0
-        assert not shelf.models.rests(3), "what it took went back"
+        assert not shelf.models.release_is_due(3), "what it took went back"
     now = 203.0
-    assert shelf.models.rests(3), "the other one was in use when it did"
+    assert shelf.models.release_is_due(3), "the other one was in use when it did"
 
 
 @pytest.mark.parametrize(

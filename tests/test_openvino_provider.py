@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import helper
 
 from .model_folders import CLIP, FACES, OCR
 from .oracles import missing, packaged
@@ -19,14 +21,15 @@ ROOT = Path(__file__).parents[1]
 BUILD = Path(sys.prefix) / "onnxruntime-openvino"
 
 pytestmark = pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="there is no such build of ONNX Runtime"
+    (sys.platform, platform.machine()) != ("linux", "x86_64") or sys.version_info >= (3, 14),
+    reason="there is no such build of ONNX Runtime",
 )
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """That of a process whose ONNX Runtime has the provider."""
-    if not BUILD.is_dir():
+    if not (BUILD / "onnxruntime").is_dir():
         missing("ONNX Runtime with OpenVINO, which `make test` installs,")
     others = {name: value for name, value in os.environ.items() if not name.startswith("MACHINE_LEARNING_")}
     return others | {"PYTHONPATH": f"{BUILD}{os.pathsep}{ROOT}", "MACHINE_LEARNING_CACHE_FOLDER": str(tmp_path)}
@@ -43,7 +46,8 @@ def answer(environment: dict[str, str], cache: Path, entries: dict[str, Any], ph
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert found["status"] == 200
-    assert found["providers"] == ["OpenVINOExecutionProvider"]
+    assert found["providers"] == ["OpenVINOExecutionProvider (fp32)"]
+    assert "runs on the CPU" not in run.stderr
     body: dict[str, Any] = found["body"]
     return body
 
@@ -73,7 +77,42 @@ def test_a_precision_that_the_device_has_not_is_an_error(cache: Path, environmen
     arguments = (str(cache), "fp16", json.dumps({"ocr": pair(OCR)}), str(ROOT / "docs/invoice.jpg"))
     run = process(environment, "tests.openvino_provider_process", *arguments)
     assert run.returncode == 1
-    assert "for OpenVINO: OpenVINOExecutionProvider could not be used" in run.stderr
+    assert "for OpenVINO: OpenVINOExecutionProvider could not be used in fp16" in run.stderr
+
+
+LOADING = """
+import sys
+from pathlib import Path
+from unittest.mock import patch
+import numpy as np
+from immich_ml_compat.engine import onnxruntime
+patch.object(onnxruntime, "_OPENVINO_DEVICE", "CPU").start()
+engine = onnxruntime.OnnxRuntimeEngine("openvino-gpu", compiled=Path(sys.argv[2]))
+engine.check()
+session = engine.load(Path(sys.argv[1]))
+print(session.run({"x": 2 * np.eye(3, dtype=np.float32)[None]}))
+"""
+
+
+def test_what_it_leaves_to_the_cpu_is_told(tmp_path: Path, environment: dict[str, str]) -> None:
+    """A determinant is such an operator. Where its compiled graphs cannot be kept, they are not."""
+    sides = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Det", ["x"], ["y"])], "determinant", sides[:1], sides[1:])
+    path = tmp_path / "det.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    for kept in (tmp_path / "kept", Path("/proc/nowhere/kept")):
+        run = subprocess.run(
+            [sys.executable, "-c", LOADING, str(path), str(kept)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert run.returncode == 0, run.stderr
+        assert "A part of the graph runs on the CPU" in run.stderr
+        assert str(path) in run.stderr
+        assert "8." in run.stdout
 
 
 @pytest.mark.skipif(Path("/dev/dri").exists(), reason="there may be Intel graphics")

@@ -69,7 +69,7 @@ class BusyService(OddService):
     def release(self) -> None:
         self.released.set()
 
-    def rests(self, seconds: float) -> bool:
+    def release_is_due(self, rest_s: float) -> bool:
         return False
 
     def unload_expired(self) -> int:
@@ -79,8 +79,8 @@ class BusyService(OddService):
 class HalfBusyService(BusyService):
     """One of its models has had nothing to do for a while."""
 
-    def rests(self, seconds: float) -> bool:
-        return seconds == worker_module.REST_S
+    def release_is_due(self, rest_s: float) -> bool:
+        return rest_s == worker_module.REST_S
 
 
 @pytest.mark.parametrize(("service", "every_s"), [(BusyService, 1.5), (HalfBusyService, 1e6)])

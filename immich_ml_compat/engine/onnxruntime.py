@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from ..disk import can_write
 from ..memory import release
 from . import Array, EngineError, EngineMemoryError, OneByOne, TensorInfo, engine_error
 from .derived import DATA_SUFFIX, DerivedGraphs, trial
@@ -31,6 +32,11 @@ _CPU, _CUDA, _OPENVINO = "CPUExecutionProvider", "CUDAExecutionProvider", "OpenV
 
 _BUILDS = {_CUDA: "onnxruntime-gpu", _OPENVINO: "onnxruntime-openvino"}
 """The packages that have these providers; only one build of ONNX Runtime can be installed at a time."""
+
+_REMEDIES = {
+    _CUDA: "docs/deployment.md tells which GPUs and drivers can, for others there is the CPU image",
+    _OPENVINO: "it needs Intel graphics and their driver; MACHINE_LEARNING_ENGINE=openvino takes them without it",
+}
 
 _OPENVINO_DEVICE = "GPU.{}"
 """OpenVINO's name of a device, by its number. Tests take its `CPU`, with which the provider works as well."""
@@ -90,8 +96,8 @@ class OnnxRuntimeEngine:
             return _CPU
         provider = _OPENVINO if self.device == "openvino-gpu" else _CUDA
         if provider not in self.available_providers():
-            what, build = provider.removesuffix("ExecutionProvider"), _BUILDS[provider]
-            raise EngineError(f"This build of ONNX Runtime ({ort.__version__}) has no {what}: install {build}")
+            build = f"This build of ONNX Runtime ({ort.__version__}) has no {_title(provider)}"
+            raise EngineError(f"{build}: in place of it install {_BUILDS[provider]}")
         return provider
 
     def check(self) -> None:
@@ -102,13 +108,14 @@ class OnnxRuntimeEngine:
         try:
             asked = replace(self, device="cuda") if provider == _CUDA else self
             session = asked._session(Path("trial.onnx"), self._options(), _TRIAL)
+            if provider == _OPENVINO:
+                session = asked._session(Path("trial.onnx"), self._options(), _TRIAL, whole=True)
             session.run(None, {_INPUT: np.ones((1, 1, 1, 1), np.float32)})
         except _ERRORS_OR_OURS as error:
-            kind = f"CUDA {getattr(ort, 'cuda_version', '')}" if provider == _CUDA else "OpenVINO"
+            kind = f"{_title(provider)} {getattr(ort, 'cuda_version', '') if provider == _CUDA else ''}".rstrip()
             raise EngineError(
-                f"GPU {self.device_id} cannot be used by ONNX Runtime {ort.__version__} for {kind.rstrip()}: "
-                f"{' '.join(str(error).split())}; docs/deployment.md tells which GPUs and drivers can, for others "
-                "there is the CPU image"
+                f"GPU {self.device_id} cannot be used by ONNX Runtime {ort.__version__} for {kind}: "
+                f"{' '.join(str(error).split())}; {_REMEDIES[provider]}"
             ) from error
 
     def load(self, path: Path) -> "OnnxRuntimeSession":
@@ -116,10 +123,15 @@ class OnnxRuntimeEngine:
         session = None
         if self.optimized is not None and self.execution_provider == _CPU:
             session = self.optimized.load(path, partial(self._write, path), self._optimized_session)
+        if self.execution_provider == _OPENVINO:
+            return OnnxRuntimeSession(path, self._session_in_openvino(path), f"{_OPENVINO} ({self.precision})")
         return OnnxRuntimeSession(path, session or self._session(path, self._options()))
 
     def release(self) -> None:
-        """Have the arena give back what no tensor lies in: a run of any graph can ask it to."""
+        """Have the CPU's arena give back what no tensor lies in: a run of any graph can ask it to.
+
+        What runs elsewhere took stays with the session.
+        """
         if not self.arena or self.execution_provider != _CPU:
             return
         options = ort.RunOptions()
@@ -197,19 +209,40 @@ class OnnxRuntimeEngine:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was done
         return self._session(form, options)
 
-    def _session(self, path: Path, options: ort.SessionOptions, graph: bytes | None = None) -> ort.InferenceSession:
-        """`graph` is what is loaded in place of the file at `path`, and may have weights in the same folder."""
+    def _session_in_openvino(self, path: Path) -> ort.InferenceSession:
+        """Its provider need not take all of a graph; what it leaves to the CPU is not to go unnoticed."""
+        try:
+            return self._session(path, self._options(), whole=True)
+        except EngineMemoryError:
+            raise
+        except EngineError as error:
+            session = self._session(path, self._options())
+            log.warning("A part of the graph runs on the CPU, as OpenVINO's provider does not take it: %s", error)
+            return session
+
+    def _session(
+        self, path: Path, options: ort.SessionOptions, graph: bytes | None = None, *, whole: bool = False
+    ) -> ort.InferenceSession:
+        """`graph` is what is loaded in place of the file at `path`, and may have weights in the same folder.
+
+        Where it is to run there as a `whole`, it is an error if the provider leaves any of it to the CPU.
+        """
         provider = self.execution_provider
         if provider == _CUDA:
             ort.preload_dlls()  # finds the CUDA libraries that came as wheels
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        providers: dict[str, dict[str, Any]] = {provider: self._provider_options(provider), _CPU: {}}
+        providers: dict[str, dict[str, Any]] = {provider: self._provider_options(provider)}
+        if whole:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        else:
+            providers[_CPU] = {}
         try:
             session = ort.InferenceSession(graph or path, options, providers=list(providers.items()))
         except _ERRORS as error:
             raise engine_error(path, str(error)) from error
         self._check_provider(provider, session.get_providers())
+        session.disable_fallback()  # to the CPU, in the middle of things, where a run fails
         return session
 
     def _provider_options(self, provider: str) -> dict[str, Any]:
@@ -219,14 +252,15 @@ class OnnxRuntimeEngine:
         if provider != _OPENVINO:
             return {}
         options = {"device_type": _OPENVINO_DEVICE.format(self.device_id), "precision": self.precision.upper()}
-        return options if self.compiled is None else options | {"cache_dir": str(self.compiled)}
+        return options | ({"cache_dir": str(self.compiled)} if self.compiled and can_write(self.compiled) else {})
 
     def _check_provider(self, wanted: str, given: Sequence[str]) -> None:
         """ONNX Runtime falls back to the CPU with no more than a line on stderr."""
         if wanted in given:
             return
-        missing = "driver, CUDA or cuDNN" if wanted == _CUDA else "driver or device"
-        message = f"{wanted} could not be used ({missing} missing?)"
+        message = f"{wanted} could not be used (driver, CUDA or cuDNN missing?)"
+        if wanted == _OPENVINO:
+            message = f"{wanted} could not be used in {self.precision} (no driver, no device, or no such precision?)"
         if self.device != "auto":
             raise EngineError(message)
         log.warning("%s; running on the CPU", message)
@@ -235,12 +269,13 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeSession(OneByOne):
     """One graph in ONNX Runtime."""
 
-    def __init__(self, path: Path, session: ort.InferenceSession) -> None:
+    def __init__(self, path: Path, session: ort.InferenceSession, execution_provider: str | None = None) -> None:
+        """`execution_provider` is what it is called, where its own name does not say all."""
         self._path = path
         self._session = session
         self.inputs: Sequence[TensorInfo] = [_info(path, node) for node in session.get_inputs()]
         self.outputs: Sequence[TensorInfo] = [_info(path, node) for node in session.get_outputs()]
-        self.execution_provider: str = session.get_providers()[0]
+        self.execution_provider: str = execution_provider or session.get_providers()[0]
         self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -284,6 +319,10 @@ _SMALLEST = _graph(1, "Add")
 
 _TRIAL = _graph(4, "Conv", "MatMul", "Add")
 """What needs cuDNN, cuBLAS and a kernel of ONNX Runtime's own."""
+
+
+def _title(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
 
 
 @cache

@@ -11,6 +11,7 @@ import numpy as np
 import openvino as ov
 from openvino import frontend
 
+from ..disk import can_write
 from ..memory import release_pages
 from . import Array, EngineError, OneByOne, TensorInfo, engine_error
 from .outline import outline
@@ -105,7 +106,7 @@ class OpenVinoEngine:
             # Pinned, the threads of all graphs and processes would share the first cores.
             properties |= {"ENABLE_CPU_PINNING": False, "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS}
             properties |= {"INFERENCE_NUM_THREADS": self.threads} if self.threads else {}
-        if self.compiled is not None and _made(self.compiled):
+        if self.compiled is not None and can_write(self.compiled):
             properties["CACHE_DIR"] = str(self.compiled)
         return properties
 
@@ -180,15 +181,6 @@ def _metadata(model: ov.Model) -> dict[str, str]:
 
 def _provider(device: str, precision: str) -> str:
     return f"OpenVINO {device} ({precision})"
-
-
-def _made(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-    except OSError:
-        return False
-    return True
 
 
 def _cause(error: BaseException) -> str:
