@@ -2,15 +2,17 @@
 
     python -m benchmarks.soak_images [COUNT] [--cache FOLDER]
 
-Every image is read and searched for faces, every tenth gets a CLIP vector as well, four at a time. Prints the memory
-of all processes every 500 images, the median of ten looks, and fails where that of the last fifth is more than 5 %
-above that of the first fifth after 500 images: of their own memory, as what is mapped of files (PSS has it) comes and
-goes with the system. Single looks lie up to a quarter apart, by what is worked on and when memory was given back last.
+Every image is read and searched for faces, every tenth gets a CLIP vector as well, four at a time. Every 500 images
+prints the memory of all processes, the median of ten looks, and what they hold at rest, a quarter of a minute later.
+Fails where either is more than 5 % higher in the last fifth than in the first fifth after 500 images: of their own
+memory, as what is mapped of files (PSS has it) comes and goes with the system. Single looks lie up to a quarter apart,
+by what is worked on and when memory was given back last; at rest that is over.
 """
 
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -30,6 +32,7 @@ from .servers import Server, ours
 IN_FLIGHT = 4
 SETTLED = 500
 LOOK_EVERY = 50
+AT_REST_S = 15.0  # the server gives back what it has not used for 10
 PARTS = 5
 LIMIT = 1.05
 _SIDES = (40, 1600)
@@ -70,23 +73,35 @@ def main() -> int:
         "--cache", type=Path, default=Path(__file__).parent / ".cache", help="models, made where missing"
     )
     options = parser.parse_args()
+    if options.count < 2 * SETTLED:
+        parser.error(f"COUNT is {options.count}; growth shows in {2 * SETTLED} or more")
     write_models(options.cache)
-    held: list[float] = []
+    busy: list[float] = []
+    at_rest: list[float] = []
     drawn = images()
     with ours(options.cache, {}) as server, ThreadPoolExecutor(IN_FLIGHT) as pool:
         for start in range(0, options.count, LOOK_EVERY):
             numbered = enumerate(islice(drawn, LOOK_EVERY), start)
             list(pool.map(lambda each: ask(server, *each), numbered))
             usage = Usage(server.pid)
-            held.append(usage.own_mb())
+            busy.append(usage.own_mb())
             if (start + LOOK_EVERY) % SETTLED == 0:
-                own = statistics.median(held[-SETTLED // LOOK_EVERY :])
-                print(f"{start + LOOK_EVERY} images: {own:.0f} MB, PSS now {usage.pss_mb():.0f} MB", flush=True)
-    settled = held[SETTLED // LOOK_EVERY :]
-    group = max(1, len(settled) // PARTS)
-    first, last = (statistics.median(looks) for looks in (settled[:group], settled[-group:]))
-    print(f"{options.count} images: {first:.0f} MB after the first {SETTLED}, {last:.0f} MB in the end", flush=True)
-    return int(last > LIMIT * first)
+                now, own = usage.pss_mb(), statistics.median(busy[-SETTLED // LOOK_EVERY :])
+                time.sleep(AT_REST_S)
+                at_rest.append(Usage(server.pid).own_mb())
+                done = start + LOOK_EVERY
+                print(f"{done} images: {own:.0f} MB, at rest {at_rest[-1]:.0f}, PSS before {now:.0f} MB", flush=True)
+    grown = [grows("busy", busy, SETTLED // LOOK_EVERY), grows("at rest", at_rest, 1)]
+    return int(any(grown))
+
+
+def grows(what: str, looks: list[float], settled: int) -> bool:
+    """Say how much was held (MB) in the first fifth of the looks after the `settled` first ones, and in the last."""
+    looks = looks[settled:]
+    group = max(1, len(looks) // PARTS)
+    first, last = (statistics.median(part) for part in (looks[:group], looks[-group:]))
+    print(f"{what}: {first:.0f} MB after the first {SETTLED} images, {last:.0f} MB in the end", flush=True)
+    return last > LIMIT * first
 
 
 if __name__ == "__main__":
