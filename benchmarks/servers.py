@@ -14,6 +14,9 @@ from pathlib import Path
 REFERENCE_PACKAGES = Path(sys.prefix) / "reference"
 """Where `make speed` puts uvloop and httptools, which the stock server has: for the reference's process alone."""
 
+AT_REST_S = 15.0
+"""Seconds of rest after which this project's server has given back what it does not need: it looks every 10."""
+
 _START_S = 60
 
 

@@ -27,12 +27,11 @@ from .forms import CONTENT_TYPE, form
 from .models import write_models
 from .photos import chinese, english, font
 from .replay import Usage
-from .servers import Server, ours
+from .servers import AT_REST_S, Server, ours
 
 IN_FLIGHT = 4
 SETTLED = 500
 LOOK_EVERY = 50
-AT_REST_S = 15.0  # the server gives back what it has not used for 10
 PARTS = 5
 LIMIT = 1.05
 _SIDES = (40, 1600)

@@ -27,7 +27,7 @@ from .measuring import IMAGE_TASKS, SEARCH, Load, Requests, replay
 from .models import write_models
 from .photos import photos
 from .replay import Usage
-from .servers import Server, ours, reference
+from .servers import AT_REST_S, Server, ours, reference
 
 HERE = Path(__file__).parent
 SEARCH_PAUSE_S = 0.1
@@ -35,7 +35,6 @@ BUSY = (Load("ocr", 8), Load("clip", 4))
 TURNS_ALONE = 6
 """Of each server in a round with one photo in flight, as a shared machine is faster now and slower then."""
 LEAST_SEARCH_S = 40.0  # a 95th percentile takes some answers
-AT_REST_S = 15.0  # this server gives back what it has not used for 10
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ _BUILDS = {_CUDA: "onnxruntime-gpu", _OPENVINO: "onnxruntime-openvino"}
 
 _REMEDIES = {
     _CUDA: "docs/deployment.md tells which GPUs and drivers can, for others there is the CPU image",
-    _OPENVINO: "it needs Intel graphics and their driver; MACHINE_LEARNING_ENGINE=openvino takes them without it",
+    _OPENVINO: "it needs Intel graphics and their driver; name another one in MACHINE_LEARNING_DEVICE_IDS, or take "
+    "MACHINE_LEARNING_DEVICE=cpu",
 }
 
 _OPENVINO_DEVICE = "GPU.{}"
