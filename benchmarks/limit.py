@@ -3,8 +3,9 @@
     python -m benchmarks.limit [CACHE]
 
 For each graph, every engine at hand runs it with one stream of all cores and with a stream for each core, in batches
-of several sizes, on inputs of the sizes that the photos give; the fastest counts. What the cores do besides (decoding
-at the smallest scale that the task can use, reading the form) is taken to spread over all of them without loss.
+of several sizes, on inputs of the sizes that the photos give; the fastest, measured anew, counts. What the cores do
+besides (decoding at the smallest scale that the task can use, reading the form) is taken to spread over all of them
+without loss.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,10 @@ IN_FLIGHT = 8
 """With so many requests the server is compared with it."""
 
 BATCHES = (1, 2, 4, 8)
+
+_FINALISTS, _TURNS = 3, 3
+"""So many of the fastest settings are measured anew, in turn, so many times each."""
+
 _TEXT_DETECTOR_SHAPE = (3, 736, 1088)
 _LINE_HEIGHT = 48
 _LEAST_WIDTH_STEP = 32
@@ -163,22 +168,36 @@ def _line_widths(folder: Path, images: Sequence[bytes]) -> list[int]:
 
 
 def _best(workload: Workload, count: int, cores: int, least_s: float) -> Best:
-    return min(_settings(workload, count, cores, least_s), key=lambda best: best.ms)
+    """Return the fastest setting, by measurements that had no part in its being chosen.
+
+    The least of many figures is less than its setting takes, as the machine is faster now and slower then.
+    """
+    fastest = sorted(_settings(workload, count, cores, least_s), key=lambda best: best.ms)[:_FINALISTS]
+    turns = [[_measured(workload, setting, count, cores, least_s) for setting in fastest] for _ in range(_TURNS)]
+    medians = np.median(turns, axis=0)
+    return replace(fastest[np.argmin(medians)], ms=float(medians.min()))
 
 
 def _settings(workload: Workload, count: int, cores: int, least_s: float) -> Iterator[Best]:
-    random = np.random.default_rng(0)
-    for engine, load in bare_engines.engines().items():
+    for engine in bare_engines.engines():
         for streams in sorted({1, cores}):
             best_ms = math.inf
             for batch in BATCHES:
-                run = load(workload.graph if batch == 1 else workload.batched_graph, streams, cores)
-                inputs = [random.random(shape, np.float32) for shape in workload.shapes(batch)]
-                ms = _round_s(run, inputs, streams, least_s) * 1000 / count
-                yield Best(workload.name, engine, streams, batch, ms)
+                setting = Best(workload.name, engine, streams, batch, math.nan)
+                ms = _measured(workload, setting, count, cores, least_s)
+                yield replace(setting, ms=ms)
                 if ms > 1.1 * best_ms:
                     break  # larger batches only grow slower from here
                 best_ms = min(ms, best_ms)
+
+
+def _measured(workload: Workload, setting: Best, count: int, cores: int, least_s: float) -> float:
+    """Return the milliseconds of the whole machine that a photo takes with a setting."""
+    graph = workload.graph if setting.batch == 1 else workload.batched_graph
+    run = bare_engines.engines()[setting.engine](graph, setting.streams, cores)
+    random = np.random.default_rng(0)
+    inputs = [random.random(shape, np.float32) for shape in workload.shapes(setting.batch)]
+    return _round_s(run, inputs, setting.streams, least_s) * 1000 / count
 
 
 def _round_s(run: Callable[[Input], Any], inputs: Sequence[Input], streams: int, least_s: float) -> float:
