@@ -13,8 +13,9 @@ export MACHINE_LEARNING_CACHE_FOLDER ?= model_cache
 serve: $(VENV)/.runtime
 	$(BIN)/immich-ml-compat serve
 
+# Many tests wait for processes: three of pytest's keep two cores busy.
 test: lint $(VENV)/.oracles $(VENV)/.openvino-provider
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 3 --dist loadfile
 
 # What takes longer than a test may; the last results are in docs/reliability.md.
 soak: $(VENV)/.dev
