@@ -168,7 +168,7 @@ def _line_widths(folder: Path, images: Sequence[bytes]) -> list[int]:
 
 
 def _best(workload: Workload, count: int, cores: int, least_s: float) -> Best:
-    """Return the fastest setting, by measurements that had no part in its being chosen.
+    """Return the fastest of the few settings that came out fastest at first, by new measurements, the median of each.
 
     The least of many figures is less than its setting takes, as the machine is faster now and slower then.
     """

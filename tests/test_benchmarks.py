@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import agreement, forms, replay, report
+from benchmarks import agreement, bare_engines, forms, limit, replay, report
 from benchmarks.models import FACES, OCR, write_packaged
 
 from .oracles import golden, oracle, packaged
@@ -187,3 +187,17 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     report.plot(results(1.5, 0.0), tmp_path / "speed.png")
     with Image.open(tmp_path / "speed.png") as image:
         assert np.ptp(np.asarray(image.convert("L"))) > 200
+
+
+def test_the_limit_is_what_a_setting_takes_and_not_its_luckiest_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def measured(_: limit.Workload, setting: limit.Best, *__: object) -> float:
+        asked.append(setting.batch)
+        lucky = setting.batch == 1 and asked.count(1) == 1
+        return 5.0 if lucky else {1: 10.0, 2: 9.0}[setting.batch]
+
+    monkeypatch.setattr(limit, "_measured", measured)
+    monkeypatch.setattr(bare_engines, "engines", lambda: {"an engine": None})
+    best = limit._best(limit.Workload("a graph", Path(), Path(), lambda _: []), 8, 1, 0.0)
+    assert (best.batch, best.ms) == (2, 9.0)
